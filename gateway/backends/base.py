@@ -1,0 +1,93 @@
+"""What a wire promises to dispatch. A wire speaks one protocol; it decides nothing.
+
+INVARIANTS, held by the contract suite in `tests/contract/test_wires.py` for every wire:
+
+- `open` returns only after the backend answered with success and sent its first byte of body;
+  before that every failure is raised as an `UpstreamError` with a true status.
+- A wire raises `UpstreamError`s and nothing else, never retries, never follows a redirect, never
+  sends a secret to another origin than the backend's own.
+- Pieces carry bytes in the client's shape (OpenAI's wire), ready to send: whole SSE events when
+  `streamed`, the whole JSON body in one piece when not. The model's name in them is the alias.
+- Usage is always asked for; it comes as `Piece.usage` and is stripped from the bytes when the
+  client did not ask.
+- `close` may be called at any time, in any state, more than once, without awaiting; it ends the
+  upstream call at once. After the last piece it costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.domain.catalog import Backend, Model
+from gateway.domain.request import ModelRequest, Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One attempt, as a wire needs to know it. Times in seconds, for this attempt only.
+
+    `session` is an opaque id of the conversation, forwarded to self-hosted routers.
+    """
+
+    request_id: str
+    request: ModelRequest
+    backend: Backend
+    model: Model
+    connect_s_max: float
+    first_chunk_s_max: float
+    idle_s_max: float
+    session: str | None = None
+
+
+@dataclass(slots=True)
+class Piece:
+    """Bytes for the client, and what they mean.
+
+    `content`: holds something the model said (text, tool call, refusal, reasoning), so the
+    request is committed to this backend. `content_chunks`/`content_chars`: how many content
+    events and characters, for TPOT and for a flagged estimate when usage never comes.
+    `finished`: a finish_reason was seen (or the body was whole). `usage`: as reported.
+    """
+
+    data: bytes
+    content: bool = False
+    content_chunks: int = 0
+    content_chars: int = 0
+    finished: bool = False
+    usage: Usage | None = None
+
+
+class Reply(Protocol):
+    """An answer on its way."""
+
+    streamed: bool
+
+    async def next(self) -> Piece | None:
+        """The next piece (several events that came together are one), None after the last.
+
+        Raises UpstreamTimeout when the backend is silent for `Call.idle_s_max` (comments and
+        keep-alives do not count as speech), UpstreamBroken on garbage, an error event or an end
+        without `[DONE]` or finish_reason.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the upstream call now, if it still runs."""
+        ...
+
+
+class Wire(Protocol):
+    """One protocol, over all backends that speak it."""
+
+    async def open(self, call: Call) -> Reply:
+        """Send the request; return when the first body byte of a success is there."""
+        ...
+
+    async def probe(self, backend: Backend) -> None:
+        """A free health check (never a paid call). Raises UpstreamError when it fails."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        ...

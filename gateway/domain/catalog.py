@@ -1,0 +1,128 @@
+"""What exists: backends, the models they serve, under which terms, and the aliases over them.
+
+Values here are loaded from `policies/catalog.yaml` by `policy.catalog` and never change; a reload
+builds a new Catalog. Names are resolved at load: no lookup here can meet a dangling one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from gateway.domain.request import Capability, Endpoint
+
+
+class Kind(StrEnum):
+    """Who runs it: the axis of the build-vs-buy decision."""
+
+    CLOSED_API = "closed_api"
+    MANAGED = "managed"
+    SELF_HOSTED = "self_hosted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of one backend. Times in milliseconds.
+
+    `first_chunk_ms_max` is stretched by `first_chunk_ms_per_1k_prompt_tokens` for long prompts.
+    """
+
+    concurrency_max: int = 256
+    connect_ms_max: int = 2_000
+    first_chunk_ms_max: int = 30_000
+    first_chunk_ms_per_1k_prompt_tokens: int = 1_000
+    idle_ms_max: int = 20_000
+    total_ms_max: int = 600_000
+    body_bytes_max: int = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataTerms:
+    """What the operator of a backend may do with what it is sent. None = unknown = the worst."""
+
+    region: str | None = None
+    retention_days: int | None = None
+    trains_on_data: bool | None = None
+    subprocessors: tuple[str, ...] = ()
+    certifications: tuple[str, ...] = ()
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model as one backend serves it. `context_tokens` bounds prompt plus output."""
+
+    name: str
+    context_tokens: int | None = None
+    output_tokens_max: int | None = None
+    endpoints: frozenset[Endpoint] = frozenset({Endpoint.CHAT})
+    capabilities: frozenset[Capability] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """A place that serves models.
+
+    `secret` is a reference (`env:NAME`, `file:/path`) or None; never the secret itself.
+    `configured` is False where the reference does not resolve: listed, never routed to.
+    `clearance` is the rank of the highest privacy class it may receive.
+    `continuous_usage`: it speaks vLLM's `stream_options.continuous_usage_stats`.
+    `simulated`: a stand-in, labelled wherever it shows. `query` is appended to every URL
+    (Azure's api-version). `vendor` is litellm's provider name on that wire.
+    """
+
+    name: str
+    kind: Kind
+    wire: str
+    base_url: str
+    models: Mapping[str, Model]
+    clearance: int
+    secret: str | None = None
+    configured: bool = True
+    auth_header: str = "authorization"
+    headers: tuple[tuple[str, str], ...] = ()
+    query: str = ""
+    vendor: str | None = None
+    health_path: str | None = None
+    continuous_usage: bool = False
+    unsupported_parameters: frozenset[str] = frozenset()
+    simulated: bool = False
+    data: DataTerms = field(default_factory=DataTerms)
+    limits: Limits = field(default_factory=Limits)
+    why_unconfigured: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One model at one backend: what an attempt is sent to."""
+
+    backend: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.backend}/{self.model}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alias:
+    """The model name an app asks for, and the targets that may stand in for it, in file order.
+
+    `privacy_floor` is the rank below which no request for it is classed.
+    """
+
+    name: str
+    targets: tuple[Target, ...]
+    privacy_floor: int = 0
+    description: str = ""
+    created: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalog:
+    """The whole. `privacy_classes` is ordered from least to most strict; a rank is an index."""
+
+    privacy_classes: tuple[str, ...]
+    backends: Mapping[str, Backend]
+    aliases: Mapping[str, Alias]
+    digest: str

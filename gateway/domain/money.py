@@ -1,0 +1,54 @@
+"""Money: Decimal while it is computed, integer nano-USD once it is booked, one rounding between.
+
+A rate of 1 USD per million tokens is exactly 1,000 nano-USD per token. Rates are kept as given
+(Decimal USD per million tokens) and cost is exact until `book` rounds it once, half to even.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Decimal
+from typing import NewType
+
+NanoUSD = NewType("NanoUSD", int)
+
+NANO_PER_USD = 1_000_000_000
+_NANO_PER_TOKEN_AT_ONE_USD_PER_MTOK = 1_000  # 1e9 nano / 1e6 tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What one model at one backend charges, in USD per million tokens.
+
+    `cached_input` of None means the vendor gives no discount: cached tokens cost as input does.
+    Reasoning tokens are part of the output count on every wire we speak and cost as output.
+    `source` says where the figures come from; `id` names the dated row, for the ledger.
+    """
+
+    id: str
+    input: Decimal
+    output: Decimal
+    cached_input: Decimal | None = None
+    source: str = ""
+
+
+def book(exact_nano: Decimal) -> NanoUSD:
+    """The one rounding: half to even, to whole nano-USD."""
+    return NanoUSD(int(exact_nano.to_integral_value(rounding=ROUND_HALF_EVEN)))
+
+
+def cost(rates: Rates, *, uncached: int, cached: int, output: int) -> NanoUSD:
+    """Cost in nano-USD of so many tokens at `rates`. Token counts are disjoint and not negative."""
+    if uncached < 0 or cached < 0 or output < 0:
+        raise ValueError(f"negative token count: {uncached=} {cached=} {output=}")
+    cached_rate = rates.input if rates.cached_input is None else rates.cached_input
+    exact = rates.input * uncached + cached_rate * cached + rates.output * output
+    return book(exact * _NANO_PER_TOKEN_AT_ONE_USD_PER_MTOK)
+
+
+def usd(nano: int) -> str:
+    """Nano-USD as a plain decimal string of dollars, exact and without an exponent."""
+    sign = "-" if nano < 0 else ""
+    whole, rest = divmod(abs(nano), NANO_PER_USD)
+    fraction = f"{rest:09d}".rstrip("0")
+    return f"{sign}{whole}.{fraction}" if fraction else f"{sign}{whole}"

@@ -1,0 +1,87 @@
+"""How a request ended: exactly one Outcome each, refusals included.
+
+Metrics, log line and ledger row all derive from the record below, so they cannot disagree. The
+record is also the journal's line and the ledger's row: the field names are the column names.
+Times: `*_us` integer microseconds; `started_at_us` since the Unix epoch (UTC). Money: nano-USD,
+None where it is not known (`priced` says so); a cost of 0 with tokens is impossible by type check
+in the ledger, not by hope.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """How a request or an attempt ended. Values are stored."""
+
+    OK = "ok"
+    REFUSED = "refused"  # the caller must change something; nothing was sent upstream
+    NO_ROUTE = "no_route"  # every candidate was excluded
+    REJECTED = "rejected"  # the backend refused this very request
+    FAILED = "failed"  # every attempt failed before content
+    FAILED_MIDSTREAM = "failed_midstream"  # content had gone out already
+    CANCELLED = "client_cancelled"  # the client left
+    INTERRUPTED = "interrupted"  # we died; closed on the next start
+    INTERNAL = "internal_error"
+
+
+@dataclass(slots=True, kw_only=True)
+class AttemptRecord:
+    """One dispatch to one backend. `number` counts from 1."""
+
+    number: int
+    backend: str
+    model: str
+    started_at_us: int
+    outcome: str = Outcome.INTERRUPTED.value
+    http_status: int = 0
+    error_code: str | None = None
+    uncached_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    usage_source: str = "none"  # reported | estimated | none
+    cost_nano_usd: int | None = None
+    rates_id: str | None = None
+    ttft_us: int | None = None
+    duration_us: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestRecord:
+    """One request. Written open when the first attempt starts, whole when it ends."""
+
+    id: str
+    started_at_us: int
+    endpoint: str
+    alias: str | None = None
+    key_id: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    privacy_class: str | None = None
+    session: str | None = None
+    stream: bool = False
+    backend: str | None = None
+    model: str | None = None
+    policy: str | None = None
+    policy_digest: str | None = None
+    decision: dict[str, object] | None = None
+    outcome: str = Outcome.INTERRUPTED.value
+    http_status: int = 0
+    error_code: str | None = None
+    uncached_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    usage_source: str = "none"
+    cost_nano_usd: int | None = None
+    priced: bool = False
+    ttft_us: int | None = None
+    tpot_us: float | None = None
+    tps: float | None = None
+    duration_us: int | None = None
+    overhead_us: int | None = None
+    attempt_count: int = 0
+    worker: str | None = None
+    attempts: list[AttemptRecord] = field(default_factory=list)

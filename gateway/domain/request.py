@@ -1,0 +1,71 @@
+"""A model call as we understand it: parsed once at the edge, frozen from then on.
+
+`document` is the caller's JSON as parsed. It is kept whole so that fields we do not know reach
+wires that know them; nothing after the edge changes it (a wire copies the top level to set the
+model). What routing needs to know is in the typed fields beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Endpoint(StrEnum):
+    """What is called; the value is the path below `/v1/` of the OpenAI wire."""
+
+    CHAT = "chat/completions"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+
+
+class Capability(StrEnum):
+    """What a request may need of a model beyond text in, text out."""
+
+    TOOLS = "tools"
+    JSON_MODE = "json_mode"
+    LOGPROBS = "logprobs"
+    MULTIPLE_CHOICES = "multiple_choices"
+    IMAGES = "images"
+    AUDIO = "audio"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRequest:
+    """One call. Token figures are estimates until the backend reports usage.
+
+    `prompt_tokens`: estimate from the characters, for routing and for a flagged bill when usage
+    never comes. `output_tokens_max`: the caller's cap, None where it set none.
+    `usage_wanted`: the caller asked for the usage chunk of a stream (else we ask and strip it).
+    """
+
+    endpoint: Endpoint
+    alias: str
+    document: Mapping[str, Any]
+    stream: bool
+    usage_wanted: bool
+    prompt_tokens: int
+    output_tokens_max: int | None
+    needs: frozenset[Capability]
+    choices: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as billed. Counts are disjoint on the input side: `uncached` + `cached` = prompt.
+
+    `reasoning` is the part of `output` the caller may not have seen. `reported` is False where
+    the backend gave no usage and we counted ourselves: such a row is flagged, never priced as 0.
+    """
+
+    uncached: int
+    cached: int
+    output: int
+    reasoning: int = 0
+    reported: bool = True
+
+    @property
+    def prompt(self) -> int:
+        return self.uncached + self.cached
