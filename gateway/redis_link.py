@@ -140,7 +140,7 @@ class RedisLink(asyncio.Protocol):
     ) -> None:
         if not self._outgoing:
             self._loop.call_soon(self._flush)
-        self._outgoing.append(hiredis.pack_command(parts)  # type: ignore[arg-type])
+        self._outgoing.append(hiredis.pack_command(parts))  # type: ignore[arg-type]
         self._waiting.append(future)
 
     def _flush(self) -> None:

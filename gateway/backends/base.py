@@ -8,6 +8,8 @@ INVARIANTS, held by the contract suite in `tests/contract/test_wires.py` for eve
   sends a secret to another origin than the backend's own.
 - Pieces carry bytes in the client's shape (OpenAI's wire), ready to send: whole SSE events when
   `streamed`, the whole JSON body in one piece when not. The model's name in them is the alias.
+  The closing `data: [DONE]` is never in them: it may go out only after the ledger has the row, so
+  the api layer writes it.
 - Usage is always asked for; it comes as `Piece.usage` and is stripped from the bytes when the
   client did not ask.
 - `close` may be called at any time, in any state, more than once, without awaiting; it ends the
