@@ -51,10 +51,15 @@ class DataTerms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model as one backend serves it. `context_tokens` bounds prompt plus output."""
+    """A model as one backend serves it. `context_tokens` bounds prompt plus output.
+
+    `prompt_tokens_max` bounds the prompt alone: some vendors take less input than their context
+    window, and some reprice a whole request above a prompt length we do not want to cross.
+    """
 
     name: str
     context_tokens: int | None = None
+    prompt_tokens_max: int | None = None
     output_tokens_max: int | None = None
     endpoints: frozenset[Endpoint] = frozenset({Endpoint.CHAT})
     capabilities: frozenset[Capability] = frozenset()
@@ -69,7 +74,8 @@ class Backend:
     `clearance` is the rank of the highest privacy class it may receive.
     `continuous_usage`: it speaks vLLM's `stream_options.continuous_usage_stats`.
     `simulated`: a stand-in, labelled wherever it shows. `query` is appended to every URL
-    (Azure's api-version). `vendor` is litellm's provider name on that wire.
+    (Azure's api-version). `vendor` is litellm's provider name on that wire, where an empty
+    `base_url` means the vendor's own address. `health_path` is absolute on the origin.
     """
 
     name: str

@@ -99,13 +99,18 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """Ordered attempts with the reasons, and every exclusion."""
+    """Ordered attempts with the reasons, and every exclusion.
+
+    `cut` are the targets that were eligible but lie beyond the policy's attempt limits, best
+    first: with `order` and `excluded` they account for every target of the alias exactly once.
+    """
 
     policy: str
     policy_digest: str
     route: str
     order: tuple[Candidate, ...]
     excluded: tuple[Exclusion, ...]
+    cut: tuple[Target, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """The compact form stored with the request (JSON object, no content)."""
@@ -115,4 +120,5 @@ class Decision:
                 [str(c.target), c.why, c.tier, c.cost_nano_usd, c.latency_ms] for c in self.order
             ],
             "excluded": [[str(e.target), e.rule.value, e.detail] for e in self.excluded],
+            "cut": [str(target) for target in self.cut],
         }

@@ -3,13 +3,16 @@
     GatewayError
     ├── RequestError            the caller must change something; nothing was sent upstream
     │   ├── InvalidRequest      a field is missing, of the wrong type or out of range
+    │   ├── UnsupportedParameter  no model behind the alias can do what is asked
+    │   ├── ContextTooLong      prompt plus output exceed every model's context
     │   ├── UnknownAlias        no such model name, or not for this key
     │   ├── BodyTooLarge        bytes, depth or number of messages over the limit
     │   ├── WrongContentType    the body is not JSON
     │   ├── RequestTooSlow      the body did not arrive in time
     │   ├── Unauthenticated     no key, or not one of ours
     │   └── Forbidden           the key is ours, its scopes do not reach this far
-    ├── NotFound                no such path, or not by this method
+    ├── NotFound                no such path
+    ├── MethodNotAllowed        the path is ours, the method is not
     ├── NoEligibleBackend       every candidate was excluded; carries the exclusions
     ├── Overloaded              this worker is full or draining
     ├── StoreUnavailable        we cannot know (key unknown and the store is down): fail closed
@@ -58,6 +61,18 @@ class InvalidRequest(RequestError):
     code = "invalid_value"
 
 
+class UnsupportedParameter(RequestError):
+    """No model behind the alias can do what is asked, or nobody may ask it here."""
+
+    code = "unsupported_parameter"
+
+
+class ContextTooLong(RequestError):
+    """The prompt and the wished-for output exceed every eligible model's context."""
+
+    code = "context_length_exceeded"
+
+
 class UnknownAlias(RequestError):
     """No such alias, or none this key may see."""
 
@@ -95,9 +110,15 @@ class Forbidden(RequestError):
 
 
 class NotFound(GatewayError):
-    """No such path, or not by this method."""
+    """No such path."""
 
     code = "not_found"
+
+
+class MethodNotAllowed(GatewayError):
+    """The path is ours, the method is not."""
+
+    code = "method_not_allowed"
 
 
 class NoEligibleBackend(GatewayError):

@@ -23,6 +23,8 @@ class Rates:
     `cached_input` of None means the vendor gives no discount: cached tokens cost as input does.
     Reasoning tokens are part of the output count on every wire we speak and cost as output.
     `source` says where the figures come from; `id` names the dated row, for the ledger.
+    `basis` is `list` (a vendor's price list) or `declared` (our own statement, self-hosted).
+    `free` is set where a price of 0 is meant; without it a 0 is a mistake, refused at load.
     """
 
     id: str
@@ -30,6 +32,8 @@ class Rates:
     output: Decimal
     cached_input: Decimal | None = None
     source: str = ""
+    basis: str = "list"
+    free: bool = False
 
 
 def book(exact_nano: Decimal) -> NanoUSD:

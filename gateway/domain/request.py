@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+# A rough figure for routing and for flagged estimates: English runs at about four characters.
+CHARS_PER_TOKEN = 4
+
 
 class Endpoint(StrEnum):
     """What is called; the value is the path below `/v1/` of the OpenAI wire."""

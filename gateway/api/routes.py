@@ -1,0 +1,164 @@
+"""The routes that are not hot, on FastAPI: models, health, metrics; and what no route matches.
+
+The three model endpoints are answered before FastAPI is asked (`App`): the framework costs more
+than the whole rest of the way of a request.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import orjson
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from gateway import __version__
+from gateway.api.auth import Keys, visible_aliases
+from gateway.api.errors import error_body, error_headers, status_of
+from gateway.api.hot import HotEndpoint, Receive, Scope, Send
+from gateway.dispatch import Dispatch
+from gateway.domain.caller import Caller
+from gateway.domain.catalog import Alias
+from gateway.domain.errors import (
+    Forbidden,
+    GatewayError,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    UnknownAlias,
+)
+from gateway.telemetry import Telemetry
+
+
+class App:
+    """The whole ASGI application: hot paths by one dictionary look-up, the rest by FastAPI."""
+
+    def __init__(self, hot: Mapping[str, HotEndpoint], rest: FastAPI) -> None:
+        self._hot = hot
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            endpoint = self._hot.get(scope["path"])
+            if endpoint is not None:
+                await endpoint(scope, receive, send)
+                return
+        await self._rest(scope, receive, send)
+
+
+def build_rest(
+    *,
+    dispatch: Dispatch,
+    keys: Keys,
+    telemetry: Telemetry,
+    readiness: Callable[[], Mapping[str, Any]],
+    lifespan: Any,
+) -> FastAPI:
+    """FastAPI with everything but the hot endpoints. `readiness()["ready"]` decides 200 or 503."""
+    rest = FastAPI(
+        title="Weighbridge",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+
+    async def caller(request: Request) -> Caller:
+        headers = dict(request.scope["headers"])
+        return keys.known(headers) or await keys.verify(headers)
+
+    Called = Annotated[Caller, Depends(caller)]  # noqa: N806 — a type
+
+    @rest.get("/v1/models")
+    async def models(caller: Called) -> Response:
+        catalog = dispatch.rules.catalog
+        names = sorted(visible_aliases(caller, catalog))
+        return _json({"object": "list", "data": [_model(catalog.aliases[n]) for n in names]})
+
+    @rest.get("/v1/models/{name:path}")
+    async def model(name: str, caller: Called) -> Response:
+        catalog = dispatch.rules.catalog
+        if name not in visible_aliases(caller, catalog):
+            raise UnknownAlias(f"The model {name!r} does not exist.", param="model")
+        return _json(_model(catalog.aliases[name]))
+
+    @rest.get("/livez")
+    async def livez() -> Response:
+        return _json({"status": "ok"})
+
+    @rest.get("/readyz")
+    async def readyz() -> Response:
+        state = readiness()
+        return _json(state, status=200 if state["ready"] else 503)
+
+    @rest.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        # Costs and names of aliases are the company's business: this machine, or an admin key.
+        if not _is_loopback(request) and not (await caller(request)).admin:
+            raise Forbidden("Metrics are for this machine and for admin keys.")
+        return Response(telemetry.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    _speak_openai_errors(rest)
+    return rest
+
+
+def _model(alias: Alias) -> dict[str, Any]:
+    return {
+        "id": alias.name,
+        "object": "model",
+        "created": alias.created,
+        "owned_by": "weighbridge",
+    }
+
+
+def _is_loopback(request: Request) -> bool:
+    try:
+        return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False
+
+
+def _json(body: Mapping[str, Any], *, status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status_code=status, media_type="application/json")
+
+
+def _speak_openai_errors(rest: FastAPI) -> None:
+    def answer(error: GatewayError, status: int | None = None) -> Response:
+        headers = {k.decode(): v.decode() for k, v in error_headers(error)}
+        return Response(
+            error_body(error),
+            status_code=status or status_of(error),
+            headers=headers,
+            media_type="application/json",
+        )
+
+    async def ours(_: Request, error: Exception) -> Response:
+        assert isinstance(error, GatewayError)
+        return answer(error)
+
+    async def framework(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path = request.scope["path"]
+        if error.status_code == 404:
+            return answer(NotFound(f"There is no {path} here."))
+        if error.status_code == 405:
+            return answer(MethodNotAllowed(f"{request.method} is not allowed on {path}."))
+        return answer(InvalidRequest(str(error.detail)), error.status_code)
+
+    async def validation(_: Request, error: Exception) -> Response:
+        return answer(InvalidRequest(str(error)))
+
+    async def unexpected(_: Request, __: Exception) -> Response:
+        return answer(InternalError("The gateway failed inside."))
+
+    rest.add_exception_handler(GatewayError, ours)
+    rest.add_exception_handler(HTTPException, framework)
+    rest.add_exception_handler(RequestValidationError, validation)
+    rest.add_exception_handler(Exception, unexpected)

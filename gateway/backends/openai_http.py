@@ -1,0 +1,505 @@
+"""The OpenAI wire over HTTP: vendors, managed hosts, vLLM, llama.cpp, Ollama; bytes pass through.
+
+A stream is parsed once: each event is read to know content, finish and usage, and its bytes go on
+as they came, but for the model's name (the alias is echoed) and usage nobody asked for. Unknown
+fields, both ways, are none of our business.
+
+Where the formats come from: OpenAI's API reference (chat, completions, embeddings, streaming),
+vLLM 0.32 and llama.cpp's server as observed. A backend here is a row in the catalog, no code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import orjson
+
+from gateway.backends.base import Call, Piece
+from gateway.backends.http_client import (
+    BadResponse,
+    ClosedEarly,
+    ConnectFailed,
+    ConnectTimeout,
+    HeadTimeout,
+    HttpClient,
+    HttpLimits,
+    HttpResponse,
+    IdleTimeout,
+    Network,
+    Origin,
+    PoolTimeout,
+    TransportError,
+    read_all,
+)
+from gateway.backends.sse import EventStream, EventTooLarge
+from gateway.backends.upstream_errors import from_event, from_status
+from gateway.domain.catalog import Backend, Kind
+from gateway.domain.errors import (
+    UpstreamBroken,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from gateway.domain.request import Usage
+
+ANSWER_BYTES_MAX = 64 * 1024 * 1024
+ERROR_BYTES_MAX = 64 * 1024
+ERROR_S_MAX = 5.0
+FAREWELL_S_MAX = 0.02
+
+ClientFactory = Callable[[Origin, Network, HttpLimits], HttpClient]
+
+_ERRORS: Mapping[type[TransportError], tuple[type[UpstreamError], str]] = {
+    ConnectFailed: (UpstreamUnreachable, "cannot be reached"),
+    ConnectTimeout: (UpstreamTimeout, "did not accept the connection in time"),
+    PoolTimeout: (UpstreamBusy, "has all its connections busy"),
+    HeadTimeout: (UpstreamTimeout, "did not answer in time"),
+    IdleTimeout: (UpstreamTimeout, "fell silent"),
+    ClosedEarly: (UpstreamBroken, "closed the connection before the end"),
+    BadResponse: (UpstreamBroken, "sent something that is not a proper answer"),
+}
+
+
+def _raise(error: TransportError, backend: str) -> NoReturn:
+    kind, what = _ERRORS[type(error)]
+    raise kind(f"Backend {backend} {what}.", detail=str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """What is the same for every call to one backend. `headers` hold its secret."""
+
+    client: HttpClient
+    prefix: str
+    query: str
+    headers: tuple[tuple[bytes, bytes], ...]
+
+
+class OpenAIHttpWire:
+    """All backends of wire `openai_http`. `secret` resolves a reference; `client` makes clients."""
+
+    def __init__(self, secret: Callable[[str], str], client: ClientFactory) -> None:
+        self._secret = secret
+        self._new_client = client
+        self._routes: dict[str, _Route] = {}
+
+    async def open(self, call: Call) -> _StreamReply | _WholeReply:
+        request, backend = call.request, call.backend
+        route = self._routes.get(backend.name) or self._route(backend)
+        loop_time = asyncio.get_running_loop().time
+        deadline = loop_time() + call.connect_s_max + call.first_chunk_s_max
+        headers = [*route.headers, (b"x-request-id", call.request_id.encode())]
+        if call.session is not None and backend.kind is Kind.SELF_HOSTED:
+            headers.append((b"x-session-id", call.session.encode()))
+        try:
+            response = await route.client.request(
+                "POST",
+                f"{route.prefix}/{request.endpoint.value}{route.query}",
+                headers,
+                _body(call),
+                connect_s_max=call.connect_s_max,
+                head_s_max=call.first_chunk_s_max,
+            )
+        except TransportError as error:
+            _raise(error, backend.name)
+        try:
+            if response.status != 200:
+                await _raise_status(response, backend.name)
+            if request.stream:
+                return await _StreamReply.start(response, call, deadline, loop_time)
+            return await _WholeReply.read(response, call, deadline - loop_time())
+        except BaseException:
+            response.close()
+            raise
+
+    async def probe(self, backend: Backend) -> None:
+        if backend.health_path is None:
+            return
+        route = self._routes.get(backend.name) or self._route(backend)
+        try:
+            response = await route.client.request(
+                "GET", backend.health_path, [], b"", connect_s_max=1.0, head_s_max=2.0
+            )
+            try:
+                await read_all(response, ERROR_BYTES_MAX, 2.0)
+            finally:
+                response.close()
+        except TransportError as error:
+            _raise(error, backend.name)
+        if response.status != 200:
+            raise UpstreamBroken(f"Backend {backend.name} is not healthy.", status=response.status)
+
+    async def aclose(self) -> None:
+        for route in self._routes.values():
+            await route.client.aclose()
+        self._routes.clear()
+
+    def _route(self, backend: Backend) -> _Route:
+        try:
+            origin, prefix = Origin.parse(backend.base_url)
+            headers = [(b"content-type", b"application/json")]
+            headers += [(k.encode(), v.encode()) for k, v in backend.headers]
+            if backend.secret is not None:
+                value = self._secret(backend.secret)
+                if backend.auth_header == "authorization":
+                    value = f"Bearer {value}"
+                headers.append((backend.auth_header.encode(), value.encode()))
+        except Exception as error:
+            # No secret, no call: the text of the error may name the reference, never the value.
+            raise UpstreamRefused(
+                f"Backend {backend.name} is not configured.", detail=str(error)
+            ) from error
+        route = _Route(
+            client=self._new_client(
+                origin,
+                _network(origin, backend),
+                HttpLimits(connections_max=backend.limits.concurrency_max),
+            ),
+            prefix=prefix,
+            query=f"?{backend.query}" if backend.query else "",
+            headers=tuple(headers),
+        )
+        self._routes[backend.name] = route
+        return route
+
+
+def _network(origin: Origin, backend: Backend) -> Network:
+    """Private addresses only for what the company runs, or where the catalog names the address."""
+    if backend.kind is Kind.SELF_HOSTED:
+        return "private"
+    try:
+        return "private" if ipaddress.ip_address(origin.host).is_private else "public"
+    except ValueError:
+        return "private" if origin.host == "localhost" else "public"
+
+
+def _body(call: Call) -> bytes:
+    """The caller's document with the vendor's model name; usage is always asked for."""
+    request, backend = call.request, call.backend
+    document: dict[str, Any] = {**request.document, "model": call.model.name}
+    if request.stream:
+        options = document.get("stream_options")
+        document["stream_options"] = {
+            **(options if isinstance(options, dict) else {}),
+            "include_usage": True,
+            **({"continuous_usage_stats": True} if backend.continuous_usage else {}),
+        }
+    for name in backend.unsupported_parameters:
+        document.pop(name, None)
+    return orjson.dumps(document)
+
+
+async def _raise_status(response: HttpResponse, backend: str) -> NoReturn:
+    try:
+        body = await read_all(response, ERROR_BYTES_MAX, ERROR_S_MAX)
+    except TransportError:
+        body = b""  # the status says enough
+    raise from_status(response.status, body, response.headers, backend)
+
+
+def _usage(raw: object) -> Usage | None:
+    """OpenAI's usage object. None where it is absent or not one (a wrong figure is no figure)."""
+    if not isinstance(raw, dict):
+        return None
+    prompt, output = raw.get("prompt_tokens"), raw.get("completion_tokens", 0)
+    if type(prompt) is not int or type(output) is not int or prompt < 0 or output < 0:
+        return None
+    cached = _detail(raw.get("prompt_tokens_details"), "cached_tokens")
+    reasoning = _detail(raw.get("completion_tokens_details"), "reasoning_tokens")
+    cached = min(cached, prompt)
+    return Usage(prompt - cached, cached, output, min(reasoning, output))
+
+
+def _detail(details: object, name: str) -> int:
+    value = details.get(name) if isinstance(details, dict) else None
+    return value if type(value) is int and value > 0 else 0
+
+
+class _Renamer:
+    """Puts the alias where the vendor wrote its model's name, in the bytes, without a second dump.
+
+    A key cannot appear unescaped inside a JSON string, so the fragment `"model":"…"` is either
+    the field itself or a field of that name deeper down; the first one is replaced, and only if
+    the parsed document says that the name at the top is the one in the fragment.
+    """
+
+    __slots__ = ("_alias", "_new", "_old", "_seen")
+
+    def __init__(self, alias: str) -> None:
+        self._alias = alias
+        self._seen: object = None
+        self._old = b""
+        self._new = b""
+
+    def __call__(self, raw: bytes, document: dict[str, Any]) -> bytes:
+        name = document.get("model")
+        if name == self._alias or not isinstance(name, str):
+            return raw
+        if name != self._seen or self._old not in raw:
+            self._learn(raw, name)
+        if not self._old:  # written in a way we did not expect: say it again in full
+            document["model"] = self._alias
+            return orjson.dumps(document)
+        return raw.replace(self._old, self._new, 1)
+
+    def _learn(self, raw: bytes, name: str) -> None:
+        self._seen, self._old = name, b""
+        for gap in (b"", b" "):
+            fragment = b'"model":' + gap + orjson.dumps(name)
+            if fragment in raw:
+                self._old = fragment
+                self._new = b'"model":' + orjson.dumps(self._alias)
+                return
+
+
+_SPEECH = (
+    "content",
+    "tool_calls",
+    "reasoning_content",
+    "reasoning",
+    "refusal",
+    "function_call",
+    "audio",
+)
+
+
+class _StreamReply:
+    """A stream: several events that came in one block make one piece."""
+
+    streamed = True
+    __slots__ = (
+        "_alias",
+        "_backend",
+        "_clock",
+        "_deadline",
+        "_ended",
+        "_error",
+        "_events",
+        "_finished",
+        "_idle_s_max",
+        "_primed",
+        "_rename",
+        "_response",
+        "_usage_wanted",
+    )
+
+    def __init__(
+        self, response: HttpResponse, call: Call, deadline: float, clock: Callable[[], float]
+    ) -> None:
+        self._response = response
+        self._backend = call.backend.name
+        self._usage_wanted = call.request.usage_wanted
+        self._alias = call.request.alias
+        self._rename = _Renamer(self._alias)
+        self._events = EventStream()
+        self._idle_s_max = call.idle_s_max
+        self._clock = clock
+        # Until something was said the whole wait for the first chunk counts, then each silence.
+        self._deadline = deadline
+        self._error: UpstreamError | None = None
+        self._finished = self._ended = False
+        self._primed: Piece | None = None
+
+    @classmethod
+    async def start(
+        cls, response: HttpResponse, call: Call, deadline: float, clock: Callable[[], float]
+    ) -> _StreamReply:
+        """Wait for the first event, so that `open` fails where the stream does."""
+        kind = response.headers.get("content-type", "")
+        backend = call.backend.name
+        if not kind.startswith("text/event-stream"):
+            raise UpstreamBroken(
+                f"Backend {backend} did not answer with an event stream.",
+                detail=f"content-type {kind[:80]!r}",
+            )
+        reply = cls(response, call, deadline, clock)
+        reply._primed = await reply.next()
+        if reply._primed is None:
+            raise UpstreamBroken(f"Backend {backend} sent an empty stream.")
+        return reply
+
+    async def next(self) -> Piece | None:
+        if self._primed is not None:
+            primed, self._primed = self._primed, None
+            return primed
+        while True:
+            if self._error is not None:
+                self._response.close()
+                raise self._error
+            if self._ended:
+                await self._farewell()
+                return None
+            try:
+                block = await self._response.read(
+                    idle_s_max=max(self._deadline - self._clock(), 0.001)
+                )
+                payloads = self._events.feed(block) if block else self._events.end()
+            except TransportError as error:
+                if isinstance(error, ClosedEarly) and self._finished:
+                    self._ended = True  # everything was said; the farewell was rude
+                    continue
+                _raise(error, self._backend)
+            except EventTooLarge as error:
+                self._response.close()
+                raise UpstreamBroken(
+                    f"Backend {self._backend} sent an event that is too large.", detail=str(error)
+                ) from error
+            piece = self._piece(payloads) if payloads else None
+            if not block:
+                self._body_ended()
+            if piece is not None:
+                return piece
+
+    def _body_ended(self) -> None:
+        if not (self._finished or self._ended or self._error):
+            self._error = UpstreamBroken(
+                f"Backend {self._backend} ended the stream before it was finished."
+            )
+        self._ended = True
+
+    def close(self) -> None:
+        self._response.close()
+
+    async def _farewell(self) -> None:
+        """Take the end of the body, so that the connection can be used again; it is due now."""
+        try:
+            while await self._response.read(idle_s_max=FAREWELL_S_MAX):
+                pass
+        except TransportError:
+            pass  # the connection is lost, nothing else
+        self._response.close()
+
+    def _piece(self, payloads: list[bytes]) -> Piece | None:
+        """Read the events that came together. An error among them is raised after the rest."""
+        out: list[bytes] = []
+        piece = Piece(b"")
+        for payload in payloads:
+            if payload == b"[DONE]":
+                self._ended = True
+                break
+            try:
+                document = orjson.loads(payload)
+            except orjson.JSONDecodeError:
+                if not payload.strip():
+                    continue
+                document = None
+            if type(document) is not dict:
+                self._error = UpstreamBroken(
+                    f"Backend {self._backend} sent an event that is not a JSON object."
+                )
+                break
+            if document.get("error"):
+                self._error = from_event(document, self._backend)
+                break
+            self._read(payload, document, piece, out)
+        self._finished = self._finished or piece.finished
+        if piece.content or self._finished:
+            self._deadline = self._clock() + self._idle_s_max
+        if not out:
+            return piece if piece.usage is not None or piece.finished else None
+        piece.data = b"".join(out)
+        return piece
+
+    def _read(
+        self, payload: bytes, document: dict[str, Any], piece: Piece, out: list[bytes]
+    ) -> None:
+        choices = document.get("choices")
+        raw_usage = document.get("usage")
+        if raw_usage is not None:
+            piece.usage = _usage(raw_usage) or piece.usage
+            if not self._usage_wanted:
+                if not choices:
+                    return  # the usage-only event exists because we asked for it
+                del document["usage"]
+                if "model" in document:
+                    document["model"] = self._alias
+                payload = orjson.dumps(document)
+        if choices:
+            for choice in choices:
+                if type(choice) is not dict:
+                    continue
+                if choice.get("finish_reason") is not None:
+                    piece.finished = True
+                delta = choice.get("delta")
+                said = _said(delta) if type(delta) is dict else len(choice.get("text") or "")
+                if said:
+                    piece.content = True
+                    piece.content_chunks += 1
+                    piece.content_chars += said
+        out.append(b"data: ")
+        out.append(self._rename(payload, document))
+        out.append(b"\n\n")
+
+
+def _said(delta: dict[str, Any]) -> int:
+    """How many characters a delta says; 1 for what has no length of its own."""
+    content = delta.get("content")
+    if type(content) is str and content:
+        return len(content)
+    for name in _SPEECH:
+        value = delta.get(name)
+        if value:
+            return len(value) if type(value) is str else 1
+    return 0
+
+
+class _WholeReply:
+    """An answer that is not streamed: one piece."""
+
+    streamed = False
+    __slots__ = ("_piece",)
+
+    def __init__(self, piece: Piece) -> None:
+        self._piece: Piece | None = piece
+
+    @classmethod
+    async def read(cls, response: HttpResponse, call: Call, patience_s: float) -> _WholeReply:
+        backend = call.backend.name
+        kind = response.headers.get("content-type", "")
+        try:
+            body = await read_all(response, ANSWER_BYTES_MAX, max(patience_s, call.idle_s_max))
+        except TransportError as error:
+            _raise(error, backend)
+        try:
+            document = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            document = None
+        if type(document) is not dict:
+            raise UpstreamBroken(
+                f"Backend {backend} sent an answer that is not a JSON object.",
+                detail=f"content-type {kind[:80]!r}, {len(body)} bytes",
+            )
+        if document.get("error"):
+            raise from_event(document, backend)
+        return cls(
+            Piece(
+                data=_Renamer(call.request.alias)(body, document),
+                content=True,
+                content_chars=_whole_chars(document),
+                finished=True,
+                usage=_usage(document.get("usage")),
+            )
+        )
+
+    async def next(self) -> Piece | None:
+        piece, self._piece = self._piece, None
+        return piece
+
+    def close(self) -> None:
+        """Nothing runs any more."""
+
+
+def _whole_chars(document: dict[str, Any]) -> int:
+    """Characters said, for a flagged estimate where usage is missing."""
+    total = 0
+    for choice in document.get("choices") or ():
+        if type(choice) is dict:
+            message = choice.get("message")
+            total += _said(message) if type(message) is dict else len(choice.get("text") or "")
+    return total
