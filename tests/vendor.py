@@ -80,6 +80,8 @@ class VendorProcess:
             self.close()
             raise RuntimeError(f"the vendor did not start (exit status {self.process.returncode})")
         self.url = line.removeprefix("listening on ").strip()
+        self.host, _, port = self.url.removeprefix("http://").rpartition(":")
+        self.port = int(port)
 
     def control(self, document: dict[str, object] | None = None, path: str = "") -> object:
         """POSTs to the control plane, or GETs it if there is nothing to say."""

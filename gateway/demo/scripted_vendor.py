@@ -865,6 +865,11 @@ def _with_pings(steps: list[Step], ping: Step) -> list[Step]:
     return told
 
 
+def jittered(gap_s: float, sigma: float, rng: random.Random) -> float:
+    """The pause times a lognormal factor whose mean is 1."""
+    return gap_s * rng.lognormvariate(-sigma * sigma / 2, sigma) if sigma else gap_s
+
+
 def _sliced(steps: Iterable[Step], size: int, gap_s: float) -> tuple[Step, ...]:
     cut: list[Step] = []
     for step in steps:
@@ -1058,11 +1063,15 @@ class ScriptedVendor:
         self.received = 0
         self.concurrent_max = self.concurrent
 
-    def scan(self, data: bytes, known: int) -> None:
-        """Records each canary in `data` that does not lie in its first `known` bytes alone."""
-        for canary in self.canaries:
-            if data.find(canary, max(0, known - len(canary) + 1)) >= 0:
-                self.hits.append(CanaryHit(canary, time.monotonic()))
+    def scan(self, data: bytes, known: int = 0, but: frozenset[bytes] = frozenset()) -> set[bytes]:
+        """Records, and returns, each canary that does not lie in the first `known` bytes alone."""
+        found = {
+            canary
+            for canary in self.canaries - but
+            if data.find(canary, max(0, known - len(canary) + 1)) >= 0
+        }
+        self.hits.extend(CanaryHit(canary, time.monotonic()) for canary in found)
+        return found
 
     def answer(self, seen: Seen, method: str, body: bytes, override: bytes) -> Plan:
         """The plan for one request; notes in `seen` what only the body tells."""
@@ -1091,8 +1100,7 @@ class ScriptedVendor:
             seen.document = orjson.loads(body)
         except orjson.JSONDecodeError:
             raise Refusal(400, "We could not parse the JSON body of your request.") from None
-        if isinstance(seen.document, dict):
-            seen.model = str(seen.document.get("model", ""))
+        seen.model, _ = _model_of(seen.document)
         return self._inference(self._script(seen.model, override), path, seen.document)
 
     def _inference(self, script: Script, path: str, document: object) -> Plan:
@@ -1209,6 +1217,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._paused = False
         self._tail = b""  # the last bytes before this read, for a canary that lies over the border
+        self._found: frozenset[bytes] = frozenset()  # the canaries in this request's bytes so far
         # The request being read.
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
@@ -1235,7 +1244,7 @@ class _Connection(asyncio.Protocol):
         if self._vendor.canaries:
             longest = max(map(len, self._vendor.canaries))
             joined = self._tail + data
-            self._vendor.scan(joined, len(self._tail))
+            self._found |= self._vendor.scan(joined, len(self._tail))
             self._tail = joined[1 - longest :] if longest > 1 else b""
         try:
             self._parser.feed_data(data)
@@ -1279,7 +1288,8 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         body = b"".join(self._body)
         if len(self._body) > 1 and self._vendor.canaries:
-            self._vendor.scan(body, 0)
+            self._vendor.scan(body, but=self._found)
+        self._found = frozenset()
         path = self._url.partition(b"?")[0].decode("latin-1")
         method, keep = self._parser.get_method().decode(), self._parser.should_keep_alive()
         request = _Request(path, method, self._headers, self._override, body, keep)
@@ -1314,10 +1324,8 @@ class _Connection(asyncio.Protocol):
         self._play()
 
     def _gap(self) -> float:
-        gap, sigma = self._steps[self._next].gap_s, self._plan.jitter
-        if gap and sigma:
-            gap *= self._vendor.random.lognormvariate(-sigma * sigma / 2, sigma)
-        return gap
+        gap = self._steps[self._next].gap_s
+        return jittered(gap, self._plan.jitter, self._vendor.random) if gap else 0.0
 
     def _stamped(self, data: bytes) -> bytes:
         data = data.replace(_REQUEST_ID, self._request_id)
