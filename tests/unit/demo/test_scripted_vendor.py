@@ -894,8 +894,9 @@ def test_a_process_dies_with_its_parent() -> None:
         except ProcessLookupError:
             break
         # Orphaned, it may stay as a zombie where no init reaps.
-        if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                break
         time.sleep(0.05)
     else:
         pytest.fail("the vendor outlived its parent")
