@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway import __version__
 from tests.bench.process import Cores, free_port, spawn, stop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,8 +144,95 @@ def weighbridge_pg(place: Place) -> Launch:
     return _weighbridge(place, database_url=place.database_url)
 
 
+_CATALOG = """\
+version: 1
+privacy_classes: [public, internal, confidential]
+aliases:
+  bench: {targets: [near/bench, far/bench]}
+backends:
+"""
+_BACKEND = """\
+  NAME:
+    kind: KIND
+    wire: openai_http
+    base_url: URL/v1
+    health_path: /health
+    cleared_for: confidential
+    limits: {concurrency_max: 4000}
+    models:
+      bench: {context_tokens: 32000, output_tokens_max: 4000}
+"""
+_PRICES = "version: 1\nprices:\n"
+_PRICE = """\
+  - backend: NAME
+    model: bench
+    from: 2026-01-01
+    input_usd_per_mtok: "INPUT"
+    output_usd_per_mtok: "4"
+    basis: declared
+    source: the benchmark
+    read_on: 2026-01-01
+"""
+_ROUTING = """\
+version: 1
+name: balanced
+behaviour:
+  attempts_max: 3
+  backends_max: 2
+  affinity: {idle_s: 600, cost_ratio_max: 1.5}
+routes:
+  - name: confidential
+    match: {privacy_at_least: confidential}
+    prefer: [[self_hosted]]
+    only: true
+default:
+  prefer: [[self_hosted], [managed], [closed_api]]
+  by: cheapest
+"""
+
+
+def _filled(template: str, values: Mapping[str, str]) -> str:
+    for word, value in values.items():
+        template = template.replace(word, value)
+    return template
+
+
 def _weighbridge(place: Place, database_url: str) -> Launch:
-    raise Unavailable("not written yet")
+    """Two priced backends to choose from, the affinity and routes of the shipped policy."""
+    home = place.folder / "home"
+    near = {"NAME": "near", "KIND": "self_hosted", "URL": place.upstream, "INPUT": "0.5"}
+    far = {"NAME": "far", "KIND": "closed_api", "URL": place.upstream, "INPUT": "2.5"}
+    files = {
+        "catalog.yaml": _CATALOG + _filled(_BACKEND, near) + _filled(_BACKEND, far),
+        "prices/bench.yaml": _PRICES + _filled(_PRICE, near) + _filled(_PRICE, far),
+        "routing/balanced.yaml": _ROUTING,
+    }
+    for name, text in files.items():
+        file = home / "policies" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    env = {"WEIGHBRIDGE_HOME": str(home), "WEIGHBRIDGE_REDIS_URL": place.redis_url}
+    if database_url:
+        env["WEIGHBRIDGE_DATABASE_URL"] = database_url
+    program = str(Path(sys.executable).with_name("weighbridge"))
+    made = subprocess.run(
+        [program, "keys", "create", "--name", "bench", "--json"],
+        env=_environment(place.folder, env),
+        cwd=place.folder,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    if made.returncode:
+        raise Unavailable(f"no key: {made.stderr.decode(errors='replace').strip()[-300:]}")
+    return Launch(
+        [program, "serve", "--port", str(place.port), "--workers", "1"],
+        f"weighbridge {__version__}, {'Postgres' if database_url else 'SQLite'}",
+        "/readyz",
+        env=env,
+        headers={"authorization": f"Bearer {json.loads(made.stdout)['key']}"},
+        ready_s_max=30.0,
+    )
 
 
 CONTENDERS: Mapping[str, Callable[[Place], Launch]] = {

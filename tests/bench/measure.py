@@ -347,7 +347,7 @@ def _raise_up(bench: Bench, figures: Figures, plan: Plan, database_url: str) -> 
             break
         running.stop()
     process.settle(running.pid)
-    figures.idle_bytes = process.tree_pss_bytes(running.pid)
+    figures.idle_bytes = process.tree_rss_bytes(running.pid)
     return running
 
 

@@ -145,15 +145,25 @@ def settle(
         before = now
 
 
-def tree_pss_bytes(pid: int) -> int:
-    """Proportional set size: memory of the tree, pages its processes share counted once."""
+def _tree_kb(pid: int, name: bytes) -> int:
     total = 0
     for member in tree(pid):
         with contextlib.suppress(OSError):
-            for line in (_PROC / str(member) / "smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) * 1024
+            for line in (_PROC / str(member) / "smaps_rollup").read_bytes().splitlines():
+                if line.startswith(name):
+                    total += int(line.split()[1])
     return total
+
+
+def tree_rss_bytes(pid: int) -> int:
+    """Resident memory of the tree. Shared pages count for each, whoever else maps them: an upper
+    bound that does not depend on what else runs."""
+    return _tree_kb(pid, b"Rss:") * 1024
+
+
+def tree_pss_bytes(pid: int) -> int:
+    """Proportional set size of the tree, pages its processes share counted once: for growth."""
+    return _tree_kb(pid, b"Pss:") * 1024
 
 
 def machine_busy_ns() -> int:

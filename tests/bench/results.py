@@ -173,32 +173,29 @@ def gates(report: Report) -> str:
 
 def _method(plan: Plan) -> str:
     chunk_ms, ttft_ms = plan.chunk_interval_us / 1e3, plan.ttft_interval_us / 1e3
-    points = [
-        "**CPU**: user and system time of the gateway's whole process tree, read from the scheduler "
-        "before a run and after the tree is quiet again, over the whole answers received; "
-        f"{plan.concurrency} connections, closed loop. Per request: not streamed, about 1.2 KB asked. "
-        f"Per chunk: the slope between streams of {plan.chunks_short} and {plan.chunks_long} chunks, "
-        f"one every {chunk_ms:g} ms, each written by itself. Redis and Postgres are not in the tree.",
-        "**Added TTFT**: a percentile through the gateway less the same percentile going direct in "
-        f"the same round; {plan.ttft_streams} streams at a time of {plan.ttft_chunks} chunks, one "
-        f"every {ttft_ms:g} ms, starts staggered. Brackets: going direct.",
-        "**Start**: from spawn to the first 200 of its readiness path. **Idle**: PSS of the tree then.",
-    ]
-    if plan.crowd_streams:
-        points.append(
-            f"**{plan.crowd_streams:,} streams**: a chunk every {plan.crowd_interval_us / 1e6:g} s, "
-            f"opened over {plan.crowd_ramp_s:g} s, on a freshly started process. Memory: the growth "
-            "of PSS at its peak over the streams open at once."
-        )
-    points += [
-        "The gateway has one core; upstream, load client and Valkey share another. Rounds are "
-        "interleaved; figures are medians.",
-        "An answer counts only if whole: status 200, every token, `[DONE]`. Nothing is retried.",
-        "**weighbridge** has all on: key, policy, Valkey, journal, SQLite ledger, metrics. **bare** "
-        "passes bytes through under uvicorn. **litellm** is its proxy with a master key only: no "
-        "database, no Redis. **vllm-router** (Rust) balances: no keys, prices or records.",
-    ]
-    return "\n".join(fill("- " + p, 100, subsequent_indent="  ") for p in points) + "\n"
+    cpu = f"""**CPU**: user and system time of the gateway's whole process tree, read from the
+        scheduler before a run and after the tree is quiet again, over the whole answers received;
+        {plan.concurrency} connections, closed loop. Per request: not streamed, about 1.2 KB asked.
+        Per chunk: the slope between streams of {plan.chunks_short} and {plan.chunks_long} chunks,
+        one every {chunk_ms:g} ms, each written by itself. Redis and Postgres are not in the
+        tree."""
+    ttft = f"""**Added TTFT**: a percentile through the gateway less the same percentile going
+        direct in the same round; {plan.ttft_streams} streams at a time of {plan.ttft_chunks}
+        chunks, one every {ttft_ms:g} ms, starts staggered. In brackets: going direct."""
+    start = """**Start**: from spawn to the first 200 of its readiness path. **Idle memory**: RSS
+        of the tree then."""
+    crowd = f"""**{plan.crowd_streams:,} streams**: a chunk every {plan.crowd_interval_us / 1e6:g}
+        s, opened over {plan.crowd_ramp_s:g} s, on a freshly started process. Memory: the growth of
+        PSS at its peak over the streams open at once."""
+    cores = """The gateway has one core; upstream, load client and Valkey share another. Rounds are
+        interleaved; figures are medians."""
+    whole = "An answer counts only if whole: status 200, every token, `[DONE]`. Nothing is retried."
+    who = """**weighbridge** has all on: key, policy, Valkey, journal, SQLite ledger, metrics.
+        **bare** passes bytes through under uvicorn. **litellm** is its proxy with a master key
+        only: no database, no Redis. **vllm-router** (Rust) balances: no keys, prices, records."""
+    points = [cpu, ttft, start, *([crowd] if plan.crowd_streams else []), cores, whole, who]
+    tidy = (" ".join(point.split()) for point in points)
+    return "\n".join(fill("- " + point, 100, subsequent_indent="  ") for point in tidy) + "\n"
 
 
 def page(report: Report, facts: Mapping[str, str]) -> str:
