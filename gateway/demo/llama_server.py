@@ -206,6 +206,7 @@ def _serve(settings: Settings):  # type: ignore[no-untyped-def]  # noqa: ANN202 
     params.model_alias = {settings.alias}  # a set: a str would be taken letter by letter
     params.chat_template = _TEMPLATE
     params.antiprompt = _NEXT_QUESTION
+    params.sampling.temp = 0.3  # for requests that name none; hotter, so small a model rambles
     params.endpoint_metrics = True
     # Embeddings beside chat: the mean over a text's tokens, as OpenAI's shape wants one vector a
     # text.
