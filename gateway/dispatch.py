@@ -138,7 +138,13 @@ class Answer:
     _reply: Reply
     _attempt: AttemptRecord
     _progress: _Progress
+    _attempt_started: float
     _total_until: float
+
+    @property
+    def upstream_s(self) -> float:
+        """Seconds from asking the backend to its first content."""
+        return (self._progress.first or self._dispatch.now()) - self._attempt_started
 
     async def next(self) -> bytes | None:
         """The next bytes for the client; None at the end, when the ledger has the row.
@@ -370,6 +376,7 @@ class Dispatch:
             reply,
             attempt,
             progress,
+            started,
             started + limits.total_ms_max / 1000,
         )
         if not reply.streamed:
@@ -427,7 +434,7 @@ class Dispatch:
         record, request = trip.record, trip.request
         assert request is not None
         now = self.now()
-        attempt_started = trip.started + (attempt.started_at_us - record.started_at_us) / 1e6
+        attempt_started = answer._attempt_started  # noqa: SLF001
         self._end_attempt(attempt, attempt_started, outcome)
         usage = progress.usage or estimate(request, progress)
         self._weigh(trip, attempt, usage, answer.candidate.target)

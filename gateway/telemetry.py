@@ -117,6 +117,7 @@ class Telemetry:
         *,
         directory: Path | None = None,
         worker: str = "0",
+        aliases: frozenset[str] = frozenset(),
         gauges: Mapping[str, tuple[str, Callable[[], Mapping[tuple[str, ...], float]]]]
         | None = None,
     ) -> None:
@@ -127,7 +128,7 @@ class Telemetry:
         self._directory = directory
         self._worker = worker
         self.gauges = dict(gauges or {})
-        self.aliases: frozenset[str] = frozenset()
+        self.aliases = aliases
         self._changed = False
 
     # --- hot --------------------------------------------------------------------------------

@@ -231,16 +231,15 @@ def _refuse_duplicates(headers: Headers) -> None:
 def _answer_headers(answer: Answer, now: float) -> Headers:
     trip = answer.trip
     record = trip.record
-    upstream_ms = (record.attempts[-1].ttft_us or record.attempts[-1].duration_us or 0) / 1000
-    whole_ms = (now - trip.started) * 1000
+    upstream_ms = answer.upstream_s * 1000
+    own_ms = (now - trip.started) * 1000 - upstream_ms
     headers = [
         (b"x-request-id", record.id.encode()),
         (b"x-weighbridge-policy", trip.rules.label.encode()),
         (b"x-weighbridge-reason", answer.candidate.why.encode()),
         (
             b"server-timing",
-            b"upstream;dur=%.1f, overhead;dur=%.2f"
-            % (upstream_ms, max(whole_ms - upstream_ms, (record.overhead_us or 0) / 1000)),
+            b"upstream;dur=%.1f, overhead;dur=%.2f" % (upstream_ms, own_ms),
         ),
     ]
     if trip.caller is not None and trip.caller.debug:

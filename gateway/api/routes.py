@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import orjson
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
@@ -57,7 +57,6 @@ def build_rest(
     keys: Keys,
     telemetry: Telemetry,
     readiness: Callable[[], Mapping[str, Any]],
-    lifespan: Any,
 ) -> FastAPI:
     """FastAPI with everything but the hot endpoints. `readiness()["ready"]` decides 200 or 503."""
     rest = FastAPI(
@@ -67,25 +66,22 @@ def build_rest(
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        lifespan=lifespan,
     )
 
     async def caller(request: Request) -> Caller:
         headers = dict(request.scope["headers"])
         return keys.known(headers) or await keys.verify(headers)
 
-    Called = Annotated[Caller, Depends(caller)]  # noqa: N806 — a type
-
     @rest.get("/v1/models")
-    async def models(caller: Called) -> Response:
+    async def models(request: Request) -> Response:
         catalog = dispatch.rules.catalog
-        names = sorted(visible_aliases(caller, catalog))
+        names = sorted(visible_aliases(await caller(request), catalog))
         return _json({"object": "list", "data": [_model(catalog.aliases[n]) for n in names]})
 
     @rest.get("/v1/models/{name:path}")
-    async def model(name: str, caller: Called) -> Response:
+    async def model(name: str, request: Request) -> Response:
         catalog = dispatch.rules.catalog
-        if name not in visible_aliases(caller, catalog):
+        if name not in visible_aliases(await caller(request), catalog):
             raise UnknownAlias(f"The model {name!r} does not exist.", param="model")
         return _json(_model(catalog.aliases[name]))
 

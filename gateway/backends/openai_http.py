@@ -14,7 +14,7 @@ import asyncio
 import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import orjson
 
@@ -24,6 +24,7 @@ from gateway.backends.http_client import (
     ClosedEarly,
     ConnectFailed,
     ConnectTimeout,
+    Headers,
     HeadTimeout,
     HttpClient,
     HttpLimits,
@@ -53,7 +54,14 @@ ERROR_BYTES_MAX = 64 * 1024
 ERROR_S_MAX = 5.0
 FAREWELL_S_MAX = 0.02
 
-ClientFactory = Callable[[Origin, Network, HttpLimits], HttpClient]
+
+class ClientFactory(Protocol):
+    """Makes the client of one origin; `headers` hold its secret and go with every request."""
+
+    def __call__(
+        self, origin: Origin, *, network: Network, headers: Headers, limits: HttpLimits
+    ) -> HttpClient: ...
+
 
 _ERRORS: Mapping[type[TransportError], tuple[type[UpstreamError], str]] = {
     ConnectFailed: (UpstreamUnreachable, "cannot be reached"),
@@ -73,12 +81,11 @@ def _raise(error: TransportError, backend: str) -> NoReturn:
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    """What is the same for every call to one backend. `headers` hold its secret."""
+    """What is the same for every call to one backend; its client holds the secret."""
 
     client: HttpClient
     prefix: str
     query: str
-    headers: tuple[tuple[bytes, bytes], ...]
 
 
 class OpenAIHttpWire:
@@ -94,7 +101,7 @@ class OpenAIHttpWire:
         route = self._routes.get(backend.name) or self._route(backend)
         loop_time = asyncio.get_running_loop().time
         deadline = loop_time() + call.connect_s_max + call.first_chunk_s_max
-        headers = [*route.headers, (b"x-request-id", call.request_id.encode())]
+        headers = [(b"x-request-id", call.request_id.encode())]
         if call.session is not None and backend.kind is Kind.SELF_HOSTED:
             headers.append((b"x-session-id", call.session.encode()))
         try:
@@ -158,12 +165,12 @@ class OpenAIHttpWire:
         route = _Route(
             client=self._new_client(
                 origin,
-                _network(origin, backend),
-                HttpLimits(connections_max=backend.limits.concurrency_max),
+                network=_network(origin, backend),
+                headers=headers,
+                limits=HttpLimits(connections_max=backend.limits.concurrency_max),
             ),
             prefix=prefix,
             query=f"?{backend.query}" if backend.query else "",
-            headers=tuple(headers),
         )
         self._routes[backend.name] = route
         return route

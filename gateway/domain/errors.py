@@ -9,10 +9,10 @@
     │   ├── BodyTooLarge        bytes, depth or number of messages over the limit
     │   ├── WrongContentType    the body is not JSON
     │   ├── RequestTooSlow      the body did not arrive in time
+    │   ├── NotFound            no such path
+    │   ├── MethodNotAllowed    the path is ours, the method is not
     │   ├── Unauthenticated     no key, or not one of ours
     │   └── Forbidden           the key is ours, its scopes do not reach this far
-    ├── NotFound                no such path
-    ├── MethodNotAllowed        the path is ours, the method is not
     ├── NoEligibleBackend       every candidate was excluded; carries the exclusions
     ├── Overloaded              this worker is full or draining
     ├── StoreUnavailable        we cannot know (key unknown and the store is down): fail closed
@@ -109,13 +109,13 @@ class Forbidden(RequestError):
     code = "insufficient_scope"
 
 
-class NotFound(GatewayError):
+class NotFound(RequestError):
     """No such path."""
 
     code = "not_found"
 
 
-class MethodNotAllowed(GatewayError):
+class MethodNotAllowed(RequestError):
     """The path is ours, the method is not."""
 
     code = "method_not_allowed"

@@ -1,0 +1,323 @@
+"""The composition root: from settings to a running worker. Assembles; decides nothing.
+
+A worker is built in the order of its dependencies and taken down in the reverse one. What cannot
+work is found here, before the first request: a file that does not load, a store that cannot be
+reached. `StartupError` says which, and how to mend it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gateway.api.auth import Keys
+from gateway.api.hot import HotEndpoint, HotLimits, known_paths
+from gateway.api.routes import App, build_rest
+from gateway.api.wire import BodyLimits
+from gateway.backends.base import Wire
+from gateway.backends.http_aiohttp import AiohttpClient
+from gateway.backends.http_fast import FastHttpClient
+from gateway.backends.litellm_sdk import LitellmWire
+from gateway.backends.openai_http import OpenAIHttpWire
+from gateway.dispatch import Dispatch, Rules
+from gateway.domain.catalog import Backend, Catalog
+from gateway.fleet.observed import Fleet
+from gateway.fleet.prober import probe_forever, probe_once
+from gateway.ledger.flusher import Flusher
+from gateway.ledger.journal import Journal
+from gateway.ledger.keys import KeyStore
+from gateway.ledger.prices import PriceBook, load_prices
+from gateway.ledger.store import Store, StoreUnreachable
+from gateway.policy.catalog import load_catalog
+from gateway.policy.engine import Router
+from gateway.policy.language import Policy, load_policy
+from gateway.policy.source import ConfigErrors, nearest
+from gateway.redis_link import RedisDown, RedisLink
+from gateway.runtime import RequestIds, SystemClock, TaskOwner
+from gateway.sessions import LocalSessions, RedisSessions, Sessions
+from gateway.settings import SecretMissing, Settings, secret
+from gateway.telemetry import Telemetry
+
+log = logging.getLogger("weighbridge")
+
+FIRST_STATUS_S_MAX = 25  # proxies in front of us commonly give up at 30 or 60 s of silence
+HOUSEKEEPING_S = 1.0
+FLUSH_S_MAX = 10.0
+UNSENT_ROWS_DEGRADED = 10_000
+FIRST_PROBE_S_MAX = 1.0
+
+
+class StartupError(Exception):
+    """The gateway cannot start. The message says what to do about it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyFiles:
+    """Everything below the policy folder, loaded and checked together."""
+
+    catalog: Catalog
+    policy: Policy
+    prices: PriceBook
+
+    def rules(self, today: dt.date) -> Rules:
+        """The rules in force on `today`: prices have dates."""
+        rates = self.prices.in_force(today)
+        affinity = self.policy.behaviour.affinity
+        return Rules(
+            catalog=self.catalog,
+            router=Router.build(self.policy, self.catalog, rates),
+            rates=rates,
+            policy=self.policy.name,
+            policy_digest=self.policy.digest,
+            affinity_idle_s=affinity.idle_s if affinity is not None else None,
+            label=f"{self.policy.name}@{self.policy.digest[:12]}",
+        )
+
+
+def secret_present(reference: str) -> bool:
+    """Whether a secret reference resolves, without looking at the value."""
+    try:
+        secret(reference)
+    except SecretMissing:
+        return False
+    return True
+
+
+def load_files(settings: Settings) -> PolicyFiles:
+    """Read catalog, prices and the policy in force. Raises StartupError naming file and place."""
+    folder = settings.policies_dir
+    source = folder / "catalog.yaml"
+    try:
+        catalog = load_catalog(_text(source), source=str(source), secret_present=secret_present)
+        prices = load_prices(
+            [(str(p), _text(p)) for p in sorted((folder / "prices").glob("*.yaml"))]
+        )
+        policy_path = folder / "routing" / f"{settings.policy}.yaml"
+        if not policy_path.is_file():
+            there = sorted(p.stem for p in (folder / "routing").glob("*.yaml"))
+            raise StartupError(
+                f"WEIGHBRIDGE_POLICY: there is no policy {settings.policy!r} in "
+                f"{folder / 'routing'}; {nearest(settings.policy, there) or ', '.join(there)}"
+            )
+        policy = load_policy(_text(policy_path), source=str(policy_path), catalog=catalog)
+    except ConfigErrors as error:
+        raise StartupError(str(error)) from error
+    return PolicyFiles(catalog=catalog, policy=policy, prices=prices)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StartupError(
+            f"{path}: {error.strerror}; `weighbridge init DIR` writes starter policies"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise StartupError(f"{path}: not UTF-8 text at byte {error.start}") from error
+
+
+async def open_store(settings: Settings) -> Store:
+    """The database, its schema checked. Raises StartupError."""
+    settings.home.mkdir(parents=True, exist_ok=True)
+    try:
+        return await Store.connect(settings.ledger_url, auto_migrate=settings.auto_migrate)
+    except StoreUnreachable as error:
+        raise StartupError(str(error)) from error
+
+
+@dataclass(slots=True, kw_only=True)
+class Worker:
+    """A built worker. `draining`: unready, though it serves until its listener closes."""
+
+    dispatch: Dispatch
+    journal: Journal
+    redis: RedisLink | None
+    keys: Keys
+    telemetry: Telemetry
+    tasks: TaskOwner
+    limits: HotLimits
+    draining: bool = False
+
+    def drain(self) -> None:
+        self.draining = True
+
+    def readiness(self) -> Mapping[str, Any]:
+        """What `/readyz` says. A store that is down degrades; it does not make us unready."""
+        degraded = []
+        if self.redis is not None and not self.redis.ready:
+            degraded.append("redis")
+        if self.journal.unsent_rows > UNSENT_ROWS_DEGRADED:
+            degraded.append("database")
+        return {
+            "ready": not self.draining and not self.journal.full,
+            "draining": self.draining,
+            "degraded": degraded,
+            "policy": self.dispatch.rules.label,
+            "in_flight": self.dispatch.in_flight,
+            "journal_unsent_rows": self.journal.unsent_rows,
+        }
+
+    def asgi(self) -> App:
+        """The application: the hot endpoints, and FastAPI for the rest."""
+        hot = {
+            path: HotEndpoint(endpoint, self.dispatch, self.keys, self.limits, self.tasks)
+            for path, endpoint in known_paths().items()
+        }
+        rest = build_rest(
+            dispatch=self.dispatch,
+            keys=self.keys,
+            telemetry=self.telemetry,
+            readiness=self.readiness,
+        )
+        return App(hot, rest)
+
+
+@asynccontextmanager
+async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker]:
+    """Build one worker, run its background tasks, and take all of it down again.
+
+    Raises StartupError.
+    """
+    files = load_files(settings)
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        store = await open_store(settings)
+        stack.push_async_callback(store.close)
+        journal = Journal(settings.journal_dir, name, bytes_max=settings.journal_bytes_max)
+        stack.callback(journal.stop)
+        flusher = Flusher(journal, store)
+        stack.push_async_callback(flusher.drain, FLUSH_S_MAX)
+        redis = await _redis(settings)
+        if redis is not None:
+            stack.push_async_callback(redis.aclose)
+        sessions: Sessions = LocalSessions(clock) if redis is None else RedisSessions(redis)
+        wires = _wires(settings)
+        for wire in wires.values():
+            stack.push_async_callback(wire.aclose)
+        tasks = TaskOwner("worker")
+        stack.push_async_callback(tasks.drain, 2.0)
+        fleet = Fleet(files.catalog.backends)
+        telemetry = _telemetry(settings, name, files.catalog, fleet, journal)
+        dispatch = Dispatch(
+            rules=files.rules(_today()),
+            wires=wires,
+            fleet=fleet,
+            sessions=sessions,
+            book=journal,
+            telemetry=telemetry,
+            clock=clock,
+            new_id=RequestIds(clock),
+            worker=name,
+            in_flight_max=settings.in_flight_max,
+        )
+        probing = (fleet, list(files.catalog.backends.values()), _probe(wires))
+        try:
+            async with asyncio.timeout(FIRST_PROBE_S_MAX):
+                await probe_once(*probing)
+        except TimeoutError:
+            log.info("some backends did not answer their first health probe; probing goes on")
+        flusher.start()
+        background = [
+            tasks.start(probe_forever(*probing), "health"),
+            tasks.start(_housekeeping(files, dispatch), "housekeeping"),
+        ]
+        try:
+            yield Worker(
+                dispatch=dispatch,
+                journal=journal,
+                redis=redis,
+                keys=Keys(KeyStore(store, pepper=settings.key_pepper, home=settings.home)),
+                telemetry=telemetry,
+                tasks=tasks,
+                limits=_limits(settings),
+            )
+        finally:
+            for task in background:
+                task.cancel()
+            telemetry.save()
+
+
+async def _redis(settings: Settings) -> RedisLink | None:
+    if not settings.redis_url:
+        return None
+    try:
+        link = RedisLink(settings.redis_url, timeout_s=settings.redis_ms_max / 1000)
+        await link.connect()
+    except (RedisDown, ValueError) as error:
+        raise StartupError(
+            f"Redis: {error}\n"
+            "  WEIGHBRIDGE_REDIS_URL must name a running Redis or Valkey "
+            "(redis://host:6379/0); leave it unset for in-process state"
+        ) from error
+    return link
+
+
+def _wires(settings: Settings) -> Mapping[str, Wire]:
+    client = FastHttpClient if settings.upstream_client == "fast" else AiohttpClient
+    return {
+        "openai_http": OpenAIHttpWire(secret, client),
+        "litellm_sdk": LitellmWire(secret),
+    }
+
+
+def _probe(wires: Mapping[str, Wire]) -> Callable[[Backend], Awaitable[None]]:
+    async def probe(backend: Backend) -> None:
+        await wires[backend.wire].probe(backend)
+
+    return probe
+
+
+def _telemetry(
+    settings: Settings, name: str, catalog: Catalog, fleet: Fleet, journal: Journal
+) -> Telemetry:
+    return Telemetry(
+        directory=settings.home / "metrics",
+        worker=f"{name}-{os.getpid()}",
+        aliases=frozenset(catalog.aliases),
+        gauges={
+            "weighbridge_in_flight": (
+                "Attempts under way",
+                lambda: {(n,): float(v) for n, v in fleet.in_flight().items()},
+            ),
+            "weighbridge_journal_unsent_rows": (
+                "Rows that wait for the database",
+                lambda: {(): float(journal.unsent_rows)},
+            ),
+        },
+    )
+
+
+def _limits(settings: Settings) -> HotLimits:
+    return HotLimits(
+        body_bytes_max=settings.body_bytes_max,
+        body_s_max=settings.body_s_max,
+        keepalive_s=settings.stream_keepalive_s,
+        first_status_s_max=FIRST_STATUS_S_MAX,
+        body=BodyLimits(
+            json_depth_max=settings.json_depth_max,
+            messages_max=settings.messages_max,
+            choices_max=settings.choices_max,
+        ),
+    )
+
+
+async def _housekeeping(files: PolicyFiles, dispatch: Dispatch) -> None:
+    """What is due once a second: the tally for other workers, and new prices at midnight."""
+    day = _today()
+    while True:
+        await asyncio.sleep(HOUSEKEEPING_S)
+        dispatch.telemetry.save()
+        if _today() != day:
+            day = _today()
+            dispatch.rules = files.rules(day)
+
+
+def _today() -> dt.date:
+    return dt.datetime.now(dt.UTC).date()

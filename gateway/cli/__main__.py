@@ -1,0 +1,5 @@
+"""`python -m gateway.cli`: the same program."""
+
+from gateway.cli import main
+
+main()

@@ -1,0 +1,109 @@
+"""Several workers on one socket: start them, replace the dead, end them in order.
+
+A worker is a process of its own (no fork of a running interpreter), handed the listening socket.
+A worker that dies is replaced at once, or after a pause if it did not live long. One that cannot
+start at all (exit status 2) ends everything: it would fail the same way for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from types import FrameType
+
+CANNOT_START = 2
+SHORT_LIFE_S = 5.0
+PAUSE_S = 1.0
+
+log = logging.getLogger("weighbridge")
+
+
+@dataclass(slots=True)
+class _Slot:
+    number: int
+    process: subprocess.Popen[bytes]
+    started: float
+
+
+class Supervisor:
+    """`command` starts a worker; the slot's number and the socket's descriptor are appended."""
+
+    def __init__(self, command: list[str], workers: int, sock: socket.socket) -> None:
+        self._command = command
+        self._workers = workers
+        self._socket = sock
+        self._slots: list[_Slot] = []
+        self._ending = False
+
+    def run(self) -> int:
+        """Until SIGTERM or SIGINT; returns the exit status."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._end)
+        self._slots = [self._start(number) for number in range(self._workers)]
+        while not self._ending:
+            for slot in self._slots:
+                status = slot.process.poll()
+                if status is None or self._ending:
+                    continue
+                if status == CANNOT_START:
+                    self._end(signal.SIGTERM, None)
+                    self._wait()
+                    return CANNOT_START
+                log.error("worker %d ended with status %d; starting another", slot.number, status)
+                if time.monotonic() - slot.started < SHORT_LIFE_S:
+                    time.sleep(PAUSE_S)
+                if not self._ending:
+                    slot.process, slot.started = self._start(slot.number).process, time.monotonic()
+            time.sleep(0.1)
+        return self._wait()
+
+    def _start(self, number: int) -> _Slot:
+        process = subprocess.Popen(  # noqa: S603 — our own command line
+            [*self._command, "--worker", str(number), "--fd", str(self._socket.fileno())],
+            pass_fds=(self._socket.fileno(),),
+            process_group=0,  # a Ctrl-C at the terminal reaches us alone; we pass it on once
+        )
+        return _Slot(number, process, time.monotonic())
+
+    def _end(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        again, self._ending = self._ending, True
+        for slot in self._slots:
+            if slot.process.poll() is None:
+                slot.process.send_signal(signal.SIGINT if again else signal.SIGTERM)
+
+    def _wait(self) -> int:
+        return max((abs(slot.process.wait()) for slot in self._slots), default=0)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(2048)
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock
+
+
+def end_with_parent(parent: int) -> None:
+    """A worker whose supervisor was killed has nobody to end it: it ends itself."""
+    if os.getppid() != parent:
+        log.error("the supervisor is gone; ending")
+        signal.raise_signal(signal.SIGTERM)
+
+
+def self_command() -> list[str]:
+    """How to start this program again, whatever started it."""
+    return [sys.executable, "-m", "gateway.cli"]
