@@ -6,9 +6,8 @@ Exit codes: 0 fine, 1 a check failed, 2 usage. Heavy imports happen inside the c
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -25,7 +24,8 @@ app = typer.Typer(
 )
 
 Folder = Annotated[
-    Path, typer.Option("--dir", help="The folder with catalog.yaml, prices/ and routing/.")
+    Path | None,
+    typer.Option("--dir", help="The folder with catalog.yaml; default: the one in force."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -38,10 +38,11 @@ def check(
         list[Path] | None,
         typer.Argument(metavar="[FILE]...", help="Left out: everything in the folder."),
     ] = None,
-    folder: Folder = Path("policies"),
+    folder: Folder = None,
     as_json: AsJson = False,
 ) -> None:
     """Read the files and print everything that is wrong with them, or ok."""
+    folder = folder or _in_force()
     wanted = files or _all(folder)
     _require(wanted or [folder / "catalog.yaml"])
     problems, notes = _check(wanted, folder)
@@ -70,7 +71,7 @@ def schema(
     kind: Annotated[
         str, typer.Argument(metavar="[catalog|routing|prices]", help="Print this one.")
     ] = "",
-    folder: Folder = Path("policies"),
+    folder: Folder = None,
     write: Annotated[bool, typer.Option("--write", help="Write all to DIR/schema/.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Fail where DIR/schema/ differs.")] = False,
     as_json: AsJson = False,
@@ -84,6 +85,7 @@ def schema(
         return
     if write == check:
         _usage("give a kind, or --write, or --check")
+    folder = folder or _in_force()
     stale = []
     for name, text in schemas.items():
         path = folder / "schema" / f"{name}.schema.json"
@@ -197,9 +199,23 @@ def _read(file: Path) -> str:
     return file.read_text(encoding="utf-8-sig", errors="surrogateescape")
 
 
+def _in_force() -> Path:
+    from gateway.settings import Settings, SettingsError
+
+    try:
+        return Settings.load().policies_dir
+    except SettingsError as error:
+        _usage(str(error))
+
+
 def _secret_present(reference: str) -> bool:
-    scheme, _, name = reference.partition(":")
-    return bool(os.environ.get(name)) if scheme == "env" else Path(name).is_file()
+    from gateway.settings import SecretMissing, secret
+
+    try:
+        secret(reference)
+    except SecretMissing:
+        return False
+    return True
 
 
 def _as_dict(problem: Problem) -> dict[str, Any]:
@@ -213,6 +229,6 @@ def _require(files: list[Path]) -> None:
             _usage(f"no such file: {file}")
 
 
-def _usage(message: str) -> None:
+def _usage(message: str) -> NoReturn:
     typer.echo(message, err=True)
     raise typer.Exit(2)

@@ -204,7 +204,7 @@ class _Unreadable(Exception):
 
 
 class _Ambiguous(Exception):
-    """An unquoted scalar that readers disagree about."""
+    """An unquoted scalar that readers disagree about: why, and what to write."""
 
 
 def _parse(text: str, findings: Findings) -> Any:
@@ -310,11 +310,10 @@ class _Builder:
             return text
         try:
             return _plain(text)
-        except _Ambiguous as why:
+        except _Ambiguous as doubt:
+            why, hint = doubt.args
             shown = "text" if path[-1:] == ("secret",) else text
-            self._findings.problem_at(
-                _at(event), path, f"unquoted {shown} {why}", "quote it if it is text", key=key
-            )
+            self._findings.problem_at(_at(event), path, f"unquoted {shown} {why}", hint, key=key)
             return None
 
     def _undecorated(self, event: ev.Event, path: Path) -> None:
@@ -332,13 +331,17 @@ def _plain(text: str) -> Any:
     if text in _WORDS:
         return _WORDS[text]
     if text.lower() in _AMBIGUOUS_WORDS:
-        raise _Ambiguous("is true or false to some readers and text to others")
+        raise _Ambiguous(
+            "is not text to all readers", "write true, false or null, or quote it if it is text"
+        )
     if _INT.fullmatch(text):
         return int(text)
     if _FLOAT.fullmatch(text):
         return float(text)
     if _AMBIGUOUS_NUMBER.fullmatch(text):
-        raise _Ambiguous("is not the same number to all readers")
+        raise _Ambiguous(
+            "is not the same number to all readers", "write it plainly, or quote it if it is text"
+        )
     return text
 
 
