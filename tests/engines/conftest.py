@@ -83,7 +83,7 @@ def vllm_installed(request: pytest.FixtureRequest) -> None:
         try:
             processes.install_vllm(say)
         except EngineError as error:
-            pytest.fail(str(error), pytrace=False)
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 @contextmanager
@@ -93,5 +93,5 @@ def _or_fail(starting: AbstractContextManager[Engine]) -> Iterator[Engine]:
         try:
             running = stack.enter_context(starting)
         except EngineError as error:
-            pytest.fail(str(error), pytrace=False)
+            raise pytest.fail.Exception(str(error), pytrace=False) from None
         yield running
