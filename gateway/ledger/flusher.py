@@ -1,0 +1,212 @@
+"""The flusher: carries the journal's rows to the store, again and again until they are there.
+
+One per worker. Owns the pace (batches, patience, backing off) and what to do with a row the
+database will never take; knows neither files nor SQL.
+
+INVARIANTS: a row leaves the journal only after the store has it, or, if the store refuses it for
+good, after it was put into `refused.jsonl` beside the journal and reported as an error: one bad
+row must not hold up the others, and no row may vanish. A store that is down costs waiting only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import orjson
+
+from gateway.domain.errors import StoreUnavailable
+from gateway.ledger.journal import Journal, Orphan
+from gateway.ledger.store import RowsRefused
+from gateway.runtime import Clock, SystemClock, TaskOwner
+
+log = logging.getLogger("weighbridge.flusher")
+
+ROWS_MAX = 2000
+INTERVAL_S = 0.2
+ADOPT_EVERY_S = 10.0
+BACKOFF_S_MIN = 0.2
+BACKOFF_S_MAX = 5.0
+
+
+class Ledger(Protocol):
+    """`store.Store`, as far as it is needed here."""
+
+    async def append(self, lines: list[bytes]) -> None: ...
+
+
+class Flusher:
+    """Sends what one journal holds, and what dead workers left beside it."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        store: Ledger,
+        *,
+        clock: Clock | None = None,
+        interval_s: float = INTERVAL_S,
+        sync: bool = True,
+    ) -> None:
+        self._journal = journal
+        self._store = store
+        self._clock = clock or SystemClock()
+        self._interval_s = interval_s
+        self._sync = sync
+        self._tasks = TaskOwner("flusher")
+        self._turn = asyncio.Lock()  # between the loop and `drain`
+        self._orphans: list[tuple[Orphan, Iterator[list[bytes]]]] = []
+        self._left: list[bytes] | None = None  # of an orphan, read but not sent
+        self._backoff_s = 0.0
+        self.sent_rows = 0
+        self.refused_rows = 0
+        self.interrupted_rows = 0
+        self.oldest_unsent_s = 0.0
+        self.failing: str | None = None
+
+    @property
+    def unsent_rows(self) -> int:
+        """How far the ledger is behind this worker."""
+        return self._journal.unsent_rows
+
+    def start(self) -> None:
+        """Run until `drain`."""
+        self._tasks.start(self._send_forever(), "send")
+        if self._sync:
+            self._tasks.start(self._sync_forever(), "sync")
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Send what is there, within `timeout_s`, and stop. True if nothing is left.
+
+        What is left stays in the journal for the next start.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    if await self._flush():
+                        break
+                    await asyncio.sleep(self._backoff_s)
+        except TimeoutError:
+            log.warning("%d rows stay in the journal for the next start", self.unsent_rows)
+        await self._tasks.drain(0.0)
+        for orphan, _ in self._orphans:
+            orphan.release()
+        self._orphans.clear()
+        return self.unsent_rows == 0
+
+    # --- the two loops ------------------------------------------------------------------------
+
+    async def _send_forever(self) -> None:
+        adopt_at = self._clock.monotonic()
+        while True:
+            due = self._clock.monotonic() >= adopt_at
+            if due:
+                adopt_at = self._clock.monotonic() + ADOPT_EVERY_S
+            await self._flush(adopt=due)
+            await asyncio.sleep(max(self._interval_s, self._backoff_s))
+
+    async def _sync_forever(self) -> None:
+        """What power loss can take is bounded by the interval, not by each request's patience."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            job = self._journal.sync_job()
+            if job is not None:
+                await asyncio.to_thread(job)
+
+    # --- sending --------------------------------------------------------------------------------
+
+    async def _flush(self, *, adopt: bool = False) -> bool:
+        """Send all there is; False if that did not work now."""
+        async with self._turn:
+            try:
+                if adopt:
+                    self._adopt()
+                await self._send_orphans()
+                while (batch := self._journal.read(ROWS_MAX)) is not None:
+                    self._note_age(batch.lines[0])
+                    await self._send(batch.lines)
+                    self._journal.sent(batch)
+            except StoreUnavailable as error:
+                self._failed(error.detail)
+                return False
+            except Exception as error:  # the rows are safe in the journal, and this loop must live
+                log.exception("the flusher stumbled")
+                self._failed(repr(error))
+                return False
+            if self.failing is not None:
+                log.warning("the database takes rows again")
+            self._backoff_s = 0.0
+            self.failing = None
+            self.oldest_unsent_s = 0.0
+            return True
+
+    def _failed(self, why: str) -> None:
+        if self.failing is None:
+            log.warning("rows wait in the journal: %s", why)
+        self.failing = why
+        self._backoff_s = min(max(BACKOFF_S_MIN, self._backoff_s * 2), BACKOFF_S_MAX)
+
+    async def _send(self, lines: list[bytes]) -> None:
+        """One batch; where the store refuses it, halves, until the bad row stands alone."""
+        try:
+            await self._store.append(lines)
+        except RowsRefused as error:
+            if len(lines) > 1:
+                middle = len(lines) // 2
+                await self._send(lines[:middle])
+                await self._send(lines[middle:])
+                return
+            self._set_aside(lines[0], error)
+        else:
+            self.sent_rows += len(lines)
+
+    def _set_aside(self, line: bytes, error: RowsRefused) -> None:
+        path = self._journal.directory / "refused.jsonl"
+        _append_line(path, line)
+        self.refused_rows += 1
+        log.error("the database refuses a row for good, it is in %s: %s", path, error)
+
+    def _note_age(self, line: bytes) -> None:
+        row = orjson.loads(line)
+        ended_us = row["started_at_us"] + (row["duration_us"] or 0)
+        self.oldest_unsent_s = max(0.0, self._clock.wall() - ended_us / 1e6)
+
+    # --- what dead workers left -------------------------------------------------------------------
+
+    def _adopt(self) -> None:
+        for orphan in self._journal.adopt():
+            self._orphans.append((orphan, orphan.batches(ROWS_MAX)))
+
+    async def _send_orphans(self) -> None:
+        while self._orphans:
+            orphan, batches = self._orphans[0]
+            while True:
+                if self._left is None:  # parsing takes a while: not on the loop
+                    self._left = await asyncio.to_thread(next, batches, None)
+                if self._left is None:
+                    break
+                await self._send(self._left)
+                self._left = None
+            del self._orphans[0]
+            self._journal.bury(orphan)
+            self.interrupted_rows += orphan.interrupted
+            if orphan.size:
+                log.warning(
+                    "journal of dead worker %s: %d rows, %d interrupted requests, %d bad lines",
+                    orphan.owner,
+                    orphan.finals,
+                    orphan.interrupted,
+                    orphan.damaged,
+                )
+
+
+def _append_line(path: Path, line: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, line + b"\n")
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
