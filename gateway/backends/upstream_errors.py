@@ -366,8 +366,8 @@ def _build(
     retry_after_s: float | None,
 ) -> UpstreamError:
     rejected = error is UpstreamRejected
-    quote = _clean(said.message, _QUOTE_CHARS_MAX) if rejected else ""
-    spoken = _clean(f"{said.code} {said.type} {said.message}", _DETAIL_CHARS_MAX)
+    quote = clean(said.message, _QUOTE_CHARS_MAX) if rejected else ""
+    spoken = clean(f"{said.code} {said.type} {said.message}", _DETAIL_CHARS_MAX)
     return error(
         quote or _SENTENCE_OF_CODE.get(code if rejected else "", _SENTENCES[error]),
         status=status,
@@ -402,7 +402,7 @@ _UNSPEAKABLE: Final = re.compile(
 )
 
 
-def _clean(text: str, chars_max: int) -> str:
+def clean(text: str, chars_max: int) -> str:
     """One line without addresses and secrets; nothing at all of a page of markup."""
     if _MARKUP.match(text):
         return ""
