@@ -1,0 +1,72 @@
+"""Metrics: what a record adds, labels that stay bounded, workers added up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gateway.domain.outcome import AttemptRecord, RequestRecord
+from gateway.telemetry import SERIES_MAX, Telemetry
+
+
+def record(**fields: object) -> RequestRecord:
+    base: dict[str, object] = {
+        "id": "r", "started_at_us": 1, "endpoint": "chat/completions", "alias": "chat",
+        "backend": "b", "model": "m", "outcome": "ok", "uncached_tokens": 3, "cached_tokens": 1,
+        "output_tokens": 5, "reasoning_tokens": 0, "cost_nano_usd": 1_500_000_000,
+        "ttft_us": 30_000, "duration_us": 400_000, "overhead_us": 120,
+        "attempts": [AttemptRecord(number=1, backend="b", model="m", started_at_us=1, outcome="ok")],
+    }  # fmt: skip
+    return RequestRecord(**{**base, **fields})  # type: ignore[arg-type]
+
+
+def page(telemetry: Telemetry) -> list[str]:
+    return telemetry.render().decode().splitlines()
+
+
+def test_a_request_shows_in_every_family() -> None:
+    telemetry = Telemetry(aliases=frozenset({"chat"}))
+    telemetry.record(record())
+    lines = page(telemetry)
+    for line in (
+        'weighbridge_requests_total{alias="chat",backend="b",code="",model="m",outcome="ok",stream="false"} 1.0',
+        'weighbridge_attempts_total{backend="b",outcome="ok"} 1.0',
+        'weighbridge_tokens_total{backend="b",direction="cached_input",model="m"} 1.0',
+        'weighbridge_cost_usd_total{backend="b",model="m"} 1.5',
+        'weighbridge_unpriced_requests_total{backend="b",model="m"} 0.0',
+        'weighbridge_ttft_seconds_bucket{backend="b",le="0.025",model="m"} 0.0',
+        'weighbridge_ttft_seconds_bucket{backend="b",le="0.05",model="m"} 1.0',
+        'weighbridge_ttft_seconds_sum{backend="b",model="m"} 0.03',
+        "weighbridge_overhead_seconds_count 1.0",
+    ):
+        assert line in lines
+
+
+def test_an_unknown_price_is_counted_as_such_and_adds_no_cost() -> None:
+    telemetry = Telemetry()
+    telemetry.record(record(cost_nano_usd=None))
+    lines = page(telemetry)
+    assert 'weighbridge_unpriced_requests_total{backend="b",model="m"} 1.0' in lines
+    assert 'weighbridge_cost_usd_total{backend="b",model="m"} 0.0' in lines
+
+
+def test_a_name_the_caller_made_up_is_no_label() -> None:
+    telemetry = Telemetry(aliases=frozenset({"chat"}))
+    telemetry.record(record(alias="rm -rf", backend=None, model=None))
+    assert not any("rm -rf" in line for line in page(telemetry))
+
+
+def test_series_are_bounded() -> None:
+    telemetry = Telemetry()
+    for number in range(SERIES_MAX + 50):
+        telemetry.record(record(error_code=f"c{number}", backend=None, attempts=[]))
+    rows = [line for line in page(telemetry) if line.startswith("weighbridge_requests_total{")]
+    assert len(rows) == SERIES_MAX + 1
+
+
+def test_workers_are_added_up_and_the_dead_still_count(tmp_path: Path) -> None:
+    dead, living = (Telemetry(directory=tmp_path, worker=name) for name in ("0", "1"))
+    dead.record(record())
+    dead.save()
+    living.record(record())
+    living.save()
+    assert 'weighbridge_attempts_total{backend="b",outcome="ok"} 2.0' in page(living)
