@@ -15,13 +15,6 @@ import typer
 
 _MARK = Path("tests/bench/__main__.py")
 
-EPILOG = """Examples:
-
-  weighbridge bench --quick
-
-  weighbridge bench --only direct,bare,weighbridge --json > figures.json
-"""
-
 
 def checkout(start: Path) -> Path | None:
     """The folder that holds the benchmarks: from `start` upwards, else this package's own."""
@@ -50,8 +43,10 @@ def bench(
     """Measure this gateway beside LiteLLM's proxy, vllm-router and a bare pass-through.
 
     CPU per request and per streamed chunk, added time to first token, start, memory, 1,000
-    streams; about 10 minutes. A full run writes tests/bench/RESULTS.md. Others' programs are
-    installed on first use, into .engines. Linux only.
+    streams, in under 10 minutes. A full run writes tests/bench/RESULTS.md. Others' programs are
+    installed into .engines on first use. Needs a checkout, and Linux.
+
+    Example: weighbridge bench --quick --only direct,bare,weighbridge
     """
     root = checkout(Path.cwd())
     if root is None:

@@ -204,9 +204,7 @@ def page(report: Report, facts: Mapping[str, str]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `"
-        + facts["command"]
-        + "`; run it to check. Figures are this machine's: compare ratios.",
+        f"Written by `{facts['command']}`. Figures are this machine's; ratios travel better.",
         "",
         table(report),
         "",

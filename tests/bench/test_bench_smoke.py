@@ -280,7 +280,7 @@ def test_help_names_the_choices() -> None:
     app.command()(bench)
     done = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "120"})
     assert done.exit_code == 0
-    assert "--quick" in done.output
+    assert "Example: weighbridge bench --quick" in done.output
 
 
 def test_stopping_is_not_left_to_luck() -> None:
