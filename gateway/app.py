@@ -22,10 +22,8 @@ from gateway.api.hot import HotEndpoint, HotLimits, known_paths
 from gateway.api.routes import App, build_rest
 from gateway.api.wire import BodyLimits
 from gateway.backends.base import Wire
-from gateway.backends.http_aiohttp import AiohttpClient
 from gateway.backends.http_fast import FastHttpClient
-from gateway.backends.litellm_sdk import LitellmWire
-from gateway.backends.openai_http import OpenAIHttpWire
+from gateway.backends.openai_http import ClientFactory, OpenAIHttpWire
 from gateway.dispatch import Dispatch, Rules
 from gateway.domain.catalog import Backend, Catalog
 from gateway.fleet.observed import Fleet
@@ -198,7 +196,7 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
         if redis is not None:
             stack.push_async_callback(redis.aclose)
         sessions: Sessions = LocalSessions(clock) if redis is None else RedisSessions(redis)
-        wires = _wires(settings)
+        wires = _wires(settings, files.catalog)
         for wire in wires.values():
             stack.push_async_callback(wire.aclose)
         tasks = TaskOwner("worker")
@@ -259,12 +257,19 @@ async def _redis(settings: Settings) -> RedisLink | None:
     return link
 
 
-def _wires(settings: Settings) -> Mapping[str, Wire]:
-    client = FastHttpClient if settings.upstream_client == "fast" else AiohttpClient
-    return {
-        "openai_http": OpenAIHttpWire(secret, client),
-        "litellm_sdk": LitellmWire(secret),
-    }
+def _wires(settings: Settings, catalog: Catalog) -> Mapping[str, Wire]:
+    """The wires the catalog speaks. Modules that few need are imported by those few: 0.4 s each."""
+    client: ClientFactory = FastHttpClient
+    if settings.upstream_client == "aiohttp":
+        from gateway.backends.http_aiohttp import AiohttpClient
+
+        client = AiohttpClient
+    wires: dict[str, Wire] = {"openai_http": OpenAIHttpWire(secret, client)}
+    if any(b.configured and b.wire == "litellm_sdk" for b in catalog.backends.values()):
+        from gateway.backends.litellm_sdk import LitellmWire
+
+        wires["litellm_sdk"] = LitellmWire(secret, client)
+    return wires
 
 
 def _probe(wires: Mapping[str, Wire]) -> Callable[[Backend], Awaitable[None]]:

@@ -18,8 +18,6 @@ from collections.abc import Callable
 from typing import Any
 
 import hiredis
-from redis.asyncio.connection import parse_url
-
 from gateway.runtime import TaskOwner
 
 RECONNECT_S_MIN = 0.2
@@ -38,6 +36,8 @@ class RedisLink(asyncio.Protocol):
     """One pipelined connection. Use from one event loop only."""
 
     def __init__(self, url: str, *, timeout_s: float) -> None:
+        from redis.asyncio.connection import parse_url  # 0.2 s that nobody without Redis pays
+
         self._where: dict[str, Any] = dict(parse_url(url))
         self._timeout_s = timeout_s
         self._transport: asyncio.Transport | None = None

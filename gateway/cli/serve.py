@@ -43,6 +43,8 @@ def serve(
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+    for chatty in ("alembic", "uvicorn", "httpx"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     if worker is not None and fd is not None:
         run_worker(settings, socket.socket(fileno=fd), str(worker), parent=os.getppid())
         return
