@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import hiredis
+
 from gateway.runtime import TaskOwner
 
 RECONNECT_S_MIN = 0.2
