@@ -106,11 +106,15 @@ class Findings:
             raise ConfigErrors(self._found.values())
 
     def position(self, path: Path, *, key: bool = False) -> Position:
-        """Where the value (or key) at `path` stands; of what it is missing from, the key."""
+        """Where the value (or key) at `path` stands; if it is missing, what it is missing from."""
         table = self.key_at if key else self.value_at
-        while path and path not in table:
+        while path:
+            # An item of a list has no key: there its value stands for it.
+            at = table.get(path) or self.value_at.get(path)
+            if at is not None:
+                return at
             path, table = path[:-1], self.key_at
-        return table.get(path, (1, 1))
+        return 1, 1
 
 
 ModelT = TypeVar("ModelT", bound=Strict)

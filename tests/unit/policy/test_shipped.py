@@ -1,0 +1,170 @@
+"""What ships below `policies/`: it loads, its schemas are in step, and it does what it says."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from gateway.domain.catalog import Kind, Target
+from gateway.domain.decision import Facts
+from gateway.domain.request import Endpoint
+from gateway.ledger import prices
+from gateway.policy import catalog as catalog_module
+from gateway.policy import language
+from gateway.policy.catalog import load_catalog
+from gateway.policy.engine import Router
+from gateway.policy.language import load_policy
+
+POLICIES = Path(__file__).parents[3] / "policies"
+TODAY = dt.date(2026, 11, 23)  # when the shipped figures were read
+ROUTING = sorted(POLICIES.glob("routing/*.yaml"))
+FILES = [POLICIES / "catalog.yaml", *sorted(POLICIES.glob("prices/*.yaml")), *ROUTING]
+SCHEMAS = {"catalog": catalog_module.schema, "routing": language.schema, "prices": prices.schema}
+
+
+@pytest.fixture(scope="module")
+def catalog():
+    text = (POLICIES / "catalog.yaml").read_text()
+    return load_catalog(text, source="catalog.yaml", secret_present=lambda _: True)
+
+
+@pytest.fixture(scope="module")
+def book():
+    files = sorted(POLICIES.glob("prices/*.yaml"))
+    return prices.load_prices([(file.name, file.read_text()) for file in files])
+
+
+def router(name: str, catalog, book) -> Router:
+    text = (POLICIES / "routing" / f"{name}.yaml").read_text()
+    policy = load_policy(text, source=name, catalog=catalog)
+    return Router.build(policy, catalog, book.in_force(TODAY))
+
+
+def ask(alias: str, privacy: int = 0, endpoint: Endpoint = Endpoint.CHAT) -> Facts:
+    return Facts(
+        alias=alias,
+        endpoint=endpoint,
+        privacy=privacy,
+        needs=frozenset(),
+        prompt_tokens=1000,
+        output_tokens=300,
+        stream=True,
+    )
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_the_first_line_names_the_schema_and_the_schema_takes_the_file(file):
+    text = file.read_text()
+    line = re.match(r"# yaml-language-server: \$schema=(\S+)\n", text)
+    assert line, "editors need the schema in the first line"
+    schema = json.loads((file.parent / line[1]).read_text())
+    # Dates are text to the schema, as they are to our own reader.
+    document = json.loads(json.dumps(yaml.safe_load(text), default=str))
+    jsonschema.Draft202012Validator(schema).validate(document)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_schemas_are_in_step_with_the_code(name):
+    written = json.loads((POLICIES / "schema" / f"{name}.schema.json").read_text())
+    assert written == SCHEMAS[name](), "run: weighbridge policy schema --write"
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_key_of_a_schema_that_needs_words_has_them(name):
+    jsonschema.Draft202012Validator.check_schema(SCHEMAS[name]())
+    for title, part in SCHEMAS[name]()["$defs"].items():
+        assert part.get("description") or "enum" in part, title
+
+
+@pytest.mark.parametrize("file", ROUTING, ids=lambda file: file.stem)
+def test_a_policy_is_named_as_its_file_and_says_whom_it_is_for(file, catalog):
+    policy = load_policy(file.read_text(), source=file.name, catalog=catalog)
+    assert policy.name == file.stem
+    assert policy.description
+    assert "\n# For " in file.read_text()
+
+
+def test_the_shipped_policies():
+    assert [file.stem for file in ROUTING] == [
+        "balanced",
+        "cheapest",
+        "closed-only-fallback",
+        "fastest",
+        "private-first",
+    ]
+
+
+def test_every_vendor_model_has_a_price_and_no_price_is_of_nothing(catalog, book):
+    vendors = {
+        Target(name, model)
+        for name, backend in catalog.backends.items()
+        if backend.kind is not Kind.SELF_HOSTED
+        for model in backend.models
+    }
+    assert set(book.in_force(TODAY)) == vendors == set(book.rows)
+
+
+def test_own_tokens_are_unpriced_until_someone_declares_a_price(book):
+    assert book.rates(Target("vllm", "openai/gpt-oss-120b"), TODAY) is None
+
+
+def test_no_vendor_is_cleared_beyond_internal(catalog):
+    """More needs a contract, which only the operator has."""
+    internal = catalog.privacy_classes.index("internal")
+    for backend in catalog.backends.values():
+        if backend.kind is Kind.SELF_HOSTED:
+            assert backend.clearance == len(catalog.privacy_classes) - 1
+        else:
+            assert backend.clearance <= internal
+            stored = backend.data.retention_days != 0
+            known = backend.data.retention_days is not None and not (
+                stored and backend.data.trains_on_data is not False
+            )
+            assert backend.clearance == (internal if known else 0), backend.name
+
+
+def test_what_needs_no_secret_is_our_own():
+    text = (POLICIES / "catalog.yaml").read_text()
+    bare = load_catalog(text, source="catalog.yaml", secret_present=lambda _: False)
+    ready = {name for name, backend in bare.backends.items() if backend.configured}
+    assert ready == {"vllm", "llamacpp", "ollama"}
+
+
+@pytest.mark.parametrize("name", [file.stem for file in ROUTING])
+def test_every_alias_has_a_way_under_every_policy_but_where_that_is_the_point(name, catalog, book):
+    ready = router(name, catalog, book)
+    for alias in catalog.aliases.values():
+        endpoint = Endpoint.EMBEDDINGS if alias.name.startswith("embed") else Endpoint.CHAT
+        decision = ready.decide(ask(alias.name, alias.privacy_floor, endpoint), {})
+        vendors_only = all(
+            catalog.backends[t.backend].kind is Kind.CLOSED_API for t in alias.targets
+        )
+        assert bool(decision.order) != (name == "private-first" and vendors_only)
+
+
+@pytest.mark.parametrize("name", [file.stem for file in ROUTING])
+@pytest.mark.parametrize("privacy", [2, 3])
+def test_confidential_stays_at_home_under_every_policy(name, privacy, catalog, book):
+    for alias in catalog.aliases:
+        for candidate in router(name, catalog, book).decide(ask(alias, privacy), {}).order:
+            assert catalog.backends[candidate.target.backend].kind is Kind.SELF_HOSTED
+
+
+def test_policies_differ_where_they_say_they_do(catalog, book):
+    def first(policy: str, privacy: int = 0) -> str:
+        decision = router(policy, catalog, book).decide(ask("gpt-oss-120b", privacy), {})
+        return decision.order[0].target.backend if decision.order else "none"
+
+    assert first("balanced") == "vllm"
+    assert first("cheapest") == "baseten"  # 0.10/0.50 beats 0.15/0.60; unpriced comes last
+    assert first("private-first", 1) == "vllm"
+
+
+def test_each_kind_has_an_entry_to_start_from(catalog):
+    assert {backend.kind for backend in catalog.backends.values()} == set(Kind)
