@@ -170,6 +170,11 @@ def test_a_tier_may_name_backends():
     assert names(decision) == ["api", "host2", "host", "own"]
 
 
+def test_a_target_of_two_tiers_is_in_the_first():
+    twice = policy(prefer=(frozenset({"self_hosted"}), frozenset({"api"}), frozenset({"own"})))
+    assert [c.tier for c in decide(twice, FOUR, {}, facts(), {}).order] == [0, 1, 3, 3]
+
+
 def test_only_keeps_what_is_in_no_tier_out():
     decision = decide(policy(prefer=TIERS, only=True), FOUR, {}, facts(), {})
     assert names(decision) == ["own", "host", "host2"]
@@ -291,6 +296,7 @@ COSTS = {
         (Affinity(idle_s=1), "host", {"host": BackendView(circuit="open")}, "own", "preferred"),
         (Affinity(idle_s=1), "gone", {}, "own", "preferred"),
         (Affinity(idle_s=1, cost_ratio_max=1.5), "host", {}, "host", "affinity"),
+        (Affinity(idle_s=1, cost_ratio_max=1.4), "host", {}, "host", "affinity"),
         (Affinity(idle_s=1, cost_ratio_max=1.5), "host2", {}, "own", "preferred"),
         (Affinity(idle_s=1, cost_ratio_max=1.5), "api", {}, "own", "preferred"),  # unpriced
         (Affinity(idle_s=1, cost_ratio_max=1.3), "host2", {"own": BackendView(healthy=False)}, "host", "fallback"),
@@ -484,6 +490,13 @@ def test_the_predicted_cost_is_the_one_that_would_be_booked(price, asked):
     decision = decide(policy(), catalog, {Target("a", "m"): price}, asked, {})
     booked = cost(price, uncached=asked.prompt_tokens, cached=0, output=asked.output_tokens)
     assert [c.cost_nano_usd for c in decision.order] == [booked]
+
+
+@pytest.mark.parametrize(("tokens", "nano"), [(1, 0), (2, 1), (3, 2), (5, 2), (7, 4)])
+def test_half_a_nano_rounds_to_even(tokens, nano):
+    price = {Target("a", "m"): rates("0.0005", "0")}
+    asked = facts(prompt_tokens=tokens, output_tokens=0)
+    assert decide(policy(), world(A), price, asked, {}).order[0].cost_nano_usd == nano
 
 
 @given(

@@ -79,6 +79,12 @@ def test_the_shortest_policy():
     assert policy.routes == (Route(name="default"),)
 
 
+def test_one_class_alone_can_be_matched():
+    text = GOOD.replace("privacy_at_most: restricted", "privacy_at_most: internal")
+    match = load(text).routes[0].match
+    assert (match.privacy_at_least, match.privacy_at_most) == (1, 1)
+
+
 def test_the_digest_is_of_the_content():
     assert load(GOOD).digest == load(GOOD.replace("description", "# c\ndescription")).digest
     assert load(GOOD).digest != load(GOOD.replace("fastest", "order")).digest
