@@ -82,7 +82,7 @@ def list_keys(as_json: _Json = False) -> None:
 
     table = Table(box=None)
     for column in ("id", "env", "name", "state", "aliases", "privacy", "tags", "expires"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in {"id", "env", "expires"})
     for row in rows:
         privacy = "..".join(row[end] or "" for end in ("privacy_floor", "privacy_ceiling"))
         table.add_row(
@@ -93,7 +93,7 @@ def list_keys(as_json: _Json = False) -> None:
             "all" if row["aliases"] is None else ", ".join(row["aliases"]),
             "" if privacy == ".." else privacy,
             ", ".join(f"{k}={v}" for k, v in row["tags"].items()),
-            row["expires_at"] or "never",
+            (row["expires_at"] or "never").partition("T")[0],
             style=None if row["state"] == "active" else "dim",
         )
     Console().print(table)

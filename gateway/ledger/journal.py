@@ -136,7 +136,7 @@ class Journal:
                 ],
             }
         )
-        if not self._append(line):
+        if self._broken or not self._append(line):
             raise StoreUnavailable("The request cannot be recorded.", detail="journal write failed")
         segment = self._current
         before = self._running.get(record.id)

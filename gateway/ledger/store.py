@@ -56,7 +56,7 @@ _STATEMENT_S_MAX = 30
 metadata = sa.MetaData(
     naming_convention={
         "pk": "pk_%(table_name)s",
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
         "ck": "ck_%(table_name)s_%(constraint_name)s",
     }
 )
@@ -581,6 +581,7 @@ async def _start_turn(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 def _lock_beside(path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # not for others to read
     fcntl.flock(lock, fcntl.LOCK_EX)
     return lock
 

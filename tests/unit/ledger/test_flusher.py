@@ -1,0 +1,161 @@
+"""The flusher against a ledger in memory that can be down or choosy."""
+
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+import pytest
+
+from gateway.domain.errors import StoreUnavailable
+from gateway.ledger.flusher import Flusher
+from gateway.ledger.journal import Journal
+from gateway.ledger.store import RowsRefused
+from tests.unit.ledger.records import STARTED_US, opened, request
+
+
+class MemoryLedger:
+    """Takes rows as `Store.append` promises: all of a batch or nothing, each id once."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict] = {}
+        self.down = False
+        self.batches: list[int] = []
+
+    async def append(self, lines: list[bytes]) -> None:
+        await asyncio.sleep(0)
+        if self.down:
+            raise StoreUnavailable("The database does not answer.", detail="down")
+        rows = [orjson.loads(line) for line in lines]
+        if any(row["alias"] == "poison" for row in rows):
+            raise RowsRefused("violates check constraint")
+        self.batches.append(len(rows))
+        for row in rows:
+            self.rows.setdefault(row["id"], row)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = STARTED_US / 1e6 + 0.9 + 42.0  # 42 s after the records' end
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def journal(tmp_path):
+    return Journal(tmp_path, "0")
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_rows_go_over_and_files_go_away(journal, tmp_path):
+    ledger = MemoryLedger()
+    flusher = Flusher(journal, ledger, interval_s=0.01)
+    flusher.start()
+    for n in range(5000):
+        journal.close(request(f"req_{n}"))
+    await until(lambda: len(ledger.rows) == 5000)
+    assert max(ledger.batches) <= 2000
+    assert await flusher.drain(5)
+    assert flusher.sent_rows == 5000
+    journal.stop()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_drain_sends_what_is_there_without_start(journal):
+    ledger = MemoryLedger()
+    journal.close(request("req_1"))
+    assert await Flusher(journal, ledger).drain(5)
+    assert list(ledger.rows) == ["req_1"]
+
+
+async def test_a_database_that_is_down_costs_waiting_only(journal):
+    ledger = MemoryLedger()
+    ledger.down = True
+    flusher = Flusher(journal, ledger, clock=Clock(), interval_s=0.01)
+    flusher.start()
+    journal.close(request("req_1"))
+    await until(lambda: flusher.failing)
+    assert flusher.failing == "down"
+    assert flusher.oldest_unsent_s == pytest.approx(42.0)
+    assert flusher.unsent_rows == 1
+    ledger.down = False
+    await until(lambda: ledger.rows)
+    await until(lambda: flusher.failing is None)
+    assert flusher.oldest_unsent_s == 0.0
+    assert await flusher.drain(5)
+
+
+async def test_drain_gives_up_in_time_and_keeps_the_rows(journal, tmp_path):
+    ledger = MemoryLedger()
+    ledger.down = True
+    flusher = Flusher(journal, ledger)
+    flusher.start()
+    journal.close(request("req_1"))
+    assert not await flusher.drain(0.05)
+    journal.stop()
+    ledger.down = False
+    heir = Journal(tmp_path, "1")
+    flusher = Flusher(heir, ledger, interval_s=0.01)
+    flusher.start()
+    await until(lambda: ledger.rows)
+    assert await flusher.drain(5)
+    assert list(ledger.rows) == ["req_1"]
+    heir.stop()
+
+
+async def test_a_row_refused_for_good_holds_up_nobody_and_does_not_vanish(journal, tmp_path):
+    ledger = MemoryLedger()
+    for n in range(100):
+        journal.close(request(f"req_{n}", alias="poison" if n in {0, 63, 99} else "fast"))
+    flusher = Flusher(journal, ledger)
+    assert await flusher.drain(5)
+    assert len(ledger.rows) == 97
+    assert flusher.refused_rows == 3
+    aside = (tmp_path / "refused.jsonl").read_bytes().splitlines()
+    assert [orjson.loads(line)["id"] for line in aside] == ["req_0", "req_63", "req_99"]
+
+
+async def test_the_dead_are_sent_by_the_living(tmp_path):
+    dead = Journal(tmp_path, "0")
+    dead.open(opened("cut"))
+    for n in range(10):
+        dead.close(request(f"req_{n}"))
+    dead.stop()
+    ledger = MemoryLedger()
+    journal = Journal(tmp_path, "1")
+    flusher = Flusher(journal, ledger, interval_s=0.01)
+    ledger.down = True
+    flusher.start()
+    await until(lambda: flusher.failing)
+    ledger.down = False
+    await until(lambda: flusher.interrupted_rows == 1)
+    assert ledger.rows["cut"]["outcome"] == "interrupted"
+    assert len(ledger.rows) == 11
+    assert await flusher.drain(5)
+    journal.stop()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_bug_in_the_store_does_not_end_the_flusher(journal):
+    class Buggy(MemoryLedger):
+        async def append(self, lines):
+            if not self.batches:
+                self.batches.append(0)
+                raise ZeroDivisionError
+            await super().append(lines)
+
+    ledger = Buggy()
+    flusher = Flusher(journal, ledger, interval_s=0.01)
+    flusher.start()
+    journal.close(request("req_1"))
+    await until(lambda: ledger.rows)
+    assert await flusher.drain(5)
