@@ -22,7 +22,7 @@ from typing import Protocol
 
 from gateway.backends.base import Call, Piece, Reply, Wire
 from gateway.domain.caller import Caller
-from gateway.domain.catalog import Backend, Catalog, Target
+from gateway.domain.catalog import Backend, Catalog, Model, Target
 from gateway.domain.decision import Candidate, Decision, Facts, Rule, Snapshot
 from gateway.domain.errors import (
     AllAttemptsFailed,
@@ -226,7 +226,7 @@ class Dispatch:
         rules = self.rules
         record = RequestRecord(
             id=self.new_id(),
-            started_at_us=int(self.clock.wall() * 1e6),
+            started_at_us=_us(self.clock.wall()),
             endpoint=endpoint,
             policy=rules.policy,
             policy_digest=rules.policy_digest,
@@ -267,6 +267,7 @@ class Dispatch:
         if session is not None and rules.affinity_idle_s is not None and len(alias.targets) > 1:
             trip.session = record.session = session
             trip.pinned = await self.sessions.recall(session, rules.affinity_idle_s)
+        snapshot = self.fleet.snapshot((t.backend for t in alias.targets), self.now())
         decision = rules.router.decide(
             Facts(
                 alias=alias.name,
@@ -279,11 +280,11 @@ class Dispatch:
                 pinned=trip.pinned,
                 tie_break=int.from_bytes(record.id[-4:].encode(), "big"),
             ),
-            self.fleet.snapshot((t.backend for t in alias.targets), self.now()),
+            snapshot,
         )
         record.decision = decision.record()
         if not decision.order:
-            raise no_route(decision, request, record.privacy_class)
+            raise no_route(decision, snapshot, request, record.privacy_class)
         return await self._attempt_in_turn(trip, decision)
 
     async def _attempt_in_turn(self, trip: Trip, decision: Decision) -> Answer:
@@ -311,41 +312,26 @@ class Dispatch:
         assert request is not None
         target = candidate.target
         backend = rules.catalog.backends[target.backend]
-        limits = backend.limits
         started = self.now()
         attempt = AttemptRecord(
             number=len(record.attempts) + 1,
             backend=target.backend,
             model=target.model,
-            started_at_us=record.started_at_us + int((started - trip.started) * 1e6),
+            started_at_us=record.started_at_us + _us(started - trip.started),
         )
         record.attempts.append(attempt)
         record.attempt_count = attempt.number
         record.backend, record.model = target.backend, target.model
         if attempt.number == 1:
-            record.overhead_us = int((started - (trip.received or trip.started)) * 1e6)
+            record.overhead_us = _us(started - (trip.received or trip.started))
         self.book.open(record)
-        first_chunk_s_max = (
-            limits.first_chunk_ms_max
-            + limits.first_chunk_ms_per_1k_prompt_tokens * request.prompt_tokens / 1000
-        ) / 1000
-        self.fleet.sending(target.backend, started, first_chunk_s_max)
+        call = _call(trip, backend, backend.models[target.model])
+        self.fleet.sending(target.backend, started, call.first_chunk_s_max)
         reply: Reply | None = None
         progress = _Progress()
         held: list[bytes] = []
         try:
-            reply = await self.wires[backend.wire].open(
-                Call(
-                    request_id=record.id,
-                    request=request,
-                    backend=backend,
-                    model=backend.models[target.model],
-                    connect_s_max=limits.connect_ms_max / 1000,
-                    first_chunk_s_max=first_chunk_s_max,
-                    idle_s_max=limits.idle_ms_max / 1000,
-                    session=trip.session,
-                )
-            )
+            reply = await self.wires[backend.wire].open(call)
             while (piece := await reply.next()) is not None:
                 progress.note(piece, self.now())
                 held.append(piece.data)
@@ -377,7 +363,7 @@ class Dispatch:
             attempt,
             progress,
             started,
-            started + limits.total_ms_max / 1000,
+            started + backend.limits.total_ms_max / 1000,
         )
         if not reply.streamed:
             self.settle_attempt(answer, Outcome.OK)
@@ -403,7 +389,7 @@ class Dispatch:
     def _end_attempt(self, attempt: AttemptRecord, started: float, outcome: Outcome) -> None:
         self.fleet.ended(attempt.backend)
         attempt.outcome = outcome.value
-        attempt.duration_us = int((self.now() - started) * 1e6)
+        attempt.duration_us = _us(self.now() - started)
 
     def _attempt_failed(self, attempt: AttemptRecord, started: float, error: UpstreamError) -> None:
         self._end_attempt(
@@ -440,8 +426,8 @@ class Dispatch:
         self._weigh(trip, attempt, usage, answer.candidate.target)
         tpot_ms = None
         if progress.first and answer.streamed:  # a whole answer's first byte says nothing of TTFT
-            record.ttft_us = int((progress.first - trip.started) * 1e6)
-            attempt.ttft_us = int((progress.first - attempt_started) * 1e6)
+            record.ttft_us = _us(progress.first - trip.started)
+            attempt.ttft_us = _us(progress.first - attempt_started)
             if usage.output > 1 and progress.last > progress.first:
                 record.tpot_us = round(
                     (progress.last - progress.first) * 1e6 / (usage.output - 1), 3
@@ -500,7 +486,7 @@ class Dispatch:
         record = trip.record
         record.outcome, record.http_status = outcome.value, http_status
         record.error_code = error.code if error is not None else None
-        record.duration_us = int((self.now() - trip.started) * 1e6)
+        record.duration_us = _us(self.now() - trip.started)
         if trip.caller is not None:
             record.key_id = trip.caller.key_id
             record.tags = dict(trip.caller.tags)
@@ -541,7 +527,26 @@ def _rank(classes: tuple[str, ...], name: str, *, unknown: int) -> int:
     return classes.index(name) if name in classes else unknown
 
 
-def no_route(decision: Decision, request: ModelRequest, privacy: str) -> GatewayError:
+def _call(trip: Trip, backend: Backend, model: Model) -> Call:
+    """What the wire needs to know. A long prompt stretches the wait for the first chunk."""
+    request, limits = trip.request, backend.limits
+    assert request is not None
+    stretch = limits.first_chunk_ms_per_1k_prompt_tokens * request.prompt_tokens / 1000
+    return Call(
+        request_id=trip.record.id,
+        request=request,
+        backend=backend,
+        model=model,
+        connect_s_max=limits.connect_ms_max / 1000,
+        first_chunk_s_max=(limits.first_chunk_ms_max + stretch) / 1000,
+        idle_s_max=limits.idle_ms_max / 1000,
+        session=trip.session,
+    )
+
+
+def no_route(
+    decision: Decision, snapshot: Snapshot, request: ModelRequest, privacy: str
+) -> GatewayError:
     """Why nobody may serve this: the caller's doing where it is, else ours, with the exclusions."""
     rules = {e.rule for e in decision.excluded}
     if rules and rules <= {Rule.CAPABILITY, Rule.ENDPOINT}:
@@ -555,7 +560,13 @@ def no_route(decision: Decision, request: ModelRequest, privacy: str) -> Gateway
             f"context of every model behind {request.alias!r}.",
             param="messages",
         )
-    waits = [w for e in decision.excluded if (w := _wait_of(e.detail)) is not None]
+    # Waiting helps where a backend cools or its circuit is open, and nowhere else.
+    waits = [
+        wait
+        for e in decision.excluded
+        if e.rule in {Rule.COOLING, Rule.CIRCUIT_OPEN}
+        and (wait := snapshot[e.target.backend].retry_after_s) is not None
+    ]
     return NoEligibleBackend(
         f"No backend is eligible for {request.alias!r} with {privacy} data: "
         + "; ".join(f"{e.target} {e.rule.value}" for e in decision.excluded),
@@ -564,13 +575,8 @@ def no_route(decision: Decision, request: ModelRequest, privacy: str) -> Gateway
     )
 
 
-def _wait_of(detail: str) -> float | None:
-    """The `retry after N s` of an exclusion's detail, where it has one."""
-    _, found, rest = detail.partition("retry after ")
-    try:
-        return float(rest.split()[0]) if found else None
-    except (ValueError, IndexError):
-        return None
+def _us(seconds: float) -> int:
+    return round(seconds * 1e6)
 
 
 def estimate(request: ModelRequest, progress: _Progress) -> Usage:

@@ -56,15 +56,13 @@ from gateway.backends.http_client import (
     read_all,
 )
 from gateway.backends.http_fast import FastHttpClient
+from gateway.backends.openai_body import said, usage_of, whole_chars
 from gateway.backends.openai_http import (
     ERROR_BYTES_MAX,
     ERROR_S_MAX,
     FAREWELL_S_MAX,
     ClientFactory,
-    _network,
-    _said,
-    _usage,
-    _whole_chars,
+    network_of,
 )
 from gateway.backends.upstream_errors import clean, from_event, from_status, from_transport
 from gateway.domain.catalog import Backend
@@ -631,7 +629,7 @@ class LitellmWire:
         def connect(origin: Origin) -> HttpClient:
             return self._new_client(
                 origin,
-                network=_network(origin, backend),
+                network=network_of(origin, backend),
                 headers=[(name.encode(), value.encode()) for name, value in backend.headers],
                 limits=HttpLimits(connections_max=backend.limits.concurrency_max),
             )
@@ -742,11 +740,11 @@ class _StreamReply:
             piece.finished = True
             if finish not in _FINISH_REASONS:
                 choice["finish_reason"] = _finish_reason(finish)
-        said = _said(delta)
-        if said:
+        chars = said(delta)
+        if chars:
             piece.content = True
             piece.content_chunks += 1
-            piece.content_chars += said
+            piece.content_chars += chars
         return first or bool(finish) or any(value not in ("", None) for value in delta.values())
 
     def _learn(self, raw: dict[str, Any]) -> Usage | None:
@@ -819,7 +817,7 @@ def _lift(message: dict[str, Any]) -> None:
 
 def _reported(raw: dict[str, Any]) -> Usage | None:
     """litellm writes zeros where the vendor reported nothing; no call costs no token at all."""
-    usage = _usage(raw)
+    usage = usage_of(raw)
     return usage if usage is not None and (usage.prompt or usage.output) else None
 
 
@@ -854,7 +852,7 @@ def _whole(answer: Any, alias: str) -> Piece:
     return Piece(
         data=orjson.dumps(document),
         content=True,
-        content_chars=_whole_chars(document),
+        content_chars=whole_chars(document),
         finished=True,
         usage=usage,
     )

@@ -36,6 +36,7 @@ from gateway.backends.http_client import (
     TransportError,
     read_all,
 )
+from gateway.backends.openai_body import Renamer, said, usage_of, whole_chars
 from gateway.backends.sse import EventStream, EventTooLarge
 from gateway.backends.upstream_errors import from_event, from_status
 from gateway.domain.catalog import Backend, Kind
@@ -47,7 +48,6 @@ from gateway.domain.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.domain.request import Usage
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 ERROR_BYTES_MAX = 64 * 1024
@@ -165,7 +165,7 @@ class OpenAIHttpWire:
         route = _Route(
             client=self._new_client(
                 origin,
-                network=_network(origin, backend),
+                network=network_of(origin, backend),
                 headers=headers,
                 limits=HttpLimits(connections_max=backend.limits.concurrency_max),
             ),
@@ -176,7 +176,7 @@ class OpenAIHttpWire:
         return route
 
 
-def _network(origin: Origin, backend: Backend) -> Network:
+def network_of(origin: Origin, backend: Backend) -> Network:
     """Private addresses only for what the company runs, or where the catalog names the address."""
     if backend.kind is Kind.SELF_HOSTED:
         return "private"
@@ -210,72 +210,6 @@ async def _raise_status(response: HttpResponse, backend: str) -> NoReturn:
     raise from_status(response.status, body, response.headers, backend)
 
 
-def _usage(raw: object) -> Usage | None:
-    """OpenAI's usage object. None where it is absent or not one (a wrong figure is no figure)."""
-    if not isinstance(raw, dict):
-        return None
-    prompt, output = raw.get("prompt_tokens"), raw.get("completion_tokens", 0)
-    if type(prompt) is not int or type(output) is not int or prompt < 0 or output < 0:
-        return None
-    cached = _detail(raw.get("prompt_tokens_details"), "cached_tokens")
-    reasoning = _detail(raw.get("completion_tokens_details"), "reasoning_tokens")
-    cached = min(cached, prompt)
-    return Usage(prompt - cached, cached, output, min(reasoning, output))
-
-
-def _detail(details: object, name: str) -> int:
-    value = details.get(name) if isinstance(details, dict) else None
-    return value if type(value) is int and value > 0 else 0
-
-
-class _Renamer:
-    """Puts the alias where the vendor wrote its model's name, in the bytes, without a second dump.
-
-    A key cannot appear unescaped inside a JSON string, so the fragment `"model":"…"` is either
-    the field itself or a field of that name deeper down; the first one is replaced, and only if
-    the parsed document says that the name at the top is the one in the fragment.
-    """
-
-    __slots__ = ("_alias", "_new", "_old", "_seen")
-
-    def __init__(self, alias: str) -> None:
-        self._alias = alias
-        self._seen: object = None
-        self._old = b""
-        self._new = b""
-
-    def __call__(self, raw: bytes, document: dict[str, Any]) -> bytes:
-        name = document.get("model")
-        if name == self._alias or not isinstance(name, str):
-            return raw
-        if name != self._seen or self._old not in raw:
-            self._learn(raw, name)
-        if not self._old:  # written in a way we did not expect: say it again in full
-            document["model"] = self._alias
-            return orjson.dumps(document)
-        return raw.replace(self._old, self._new, 1)
-
-    def _learn(self, raw: bytes, name: str) -> None:
-        self._seen, self._old = name, b""
-        for gap in (b"", b" "):
-            fragment = b'"model":' + gap + orjson.dumps(name)
-            if fragment in raw:
-                self._old = fragment
-                self._new = b'"model":' + orjson.dumps(self._alias)
-                return
-
-
-_SPEECH = (
-    "content",
-    "tool_calls",
-    "reasoning_content",
-    "reasoning",
-    "refusal",
-    "function_call",
-    "audio",
-)
-
-
 class _StreamReply:
     """A stream: several events that came in one block make one piece."""
 
@@ -303,7 +237,7 @@ class _StreamReply:
         self._backend = call.backend.name
         self._usage_wanted = call.request.usage_wanted
         self._alias = call.request.alias
-        self._rename = _Renamer(self._alias)
+        self._rename = Renamer(self._alias)
         self._events = EventStream()
         self._idle_s_max = call.idle_s_max
         self._clock = clock
@@ -419,7 +353,7 @@ class _StreamReply:
         choices = document.get("choices")
         raw_usage = document.get("usage")
         if raw_usage is not None:
-            piece.usage = _usage(raw_usage) or piece.usage
+            piece.usage = usage_of(raw_usage) or piece.usage
             if not self._usage_wanted:
                 if not choices:
                     return  # the usage-only event exists because we asked for it
@@ -434,26 +368,14 @@ class _StreamReply:
                 if choice.get("finish_reason") is not None:
                     piece.finished = True
                 delta = choice.get("delta")
-                said = _said(delta) if type(delta) is dict else len(choice.get("text") or "")
-                if said:
+                chars = said(delta) if type(delta) is dict else len(choice.get("text") or "")
+                if chars:
                     piece.content = True
                     piece.content_chunks += 1
-                    piece.content_chars += said
+                    piece.content_chars += chars
         out.append(b"data: ")
         out.append(self._rename(payload, document))
         out.append(b"\n\n")
-
-
-def _said(delta: dict[str, Any]) -> int:
-    """How many characters a delta says; 1 for what has no length of its own."""
-    content = delta.get("content")
-    if type(content) is str and content:
-        return len(content)
-    for name in _SPEECH:
-        value = delta.get(name)
-        if value:
-            return len(value) if type(value) is str else 1
-    return 0
 
 
 class _WholeReply:
@@ -486,11 +408,11 @@ class _WholeReply:
             raise from_event(document, backend)
         return cls(
             Piece(
-                data=_Renamer(call.request.alias)(body, document),
+                data=Renamer(call.request.alias)(body, document),
                 content=True,
-                content_chars=_whole_chars(document),
+                content_chars=whole_chars(document),
                 finished=True,
-                usage=_usage(document.get("usage")),
+                usage=usage_of(document.get("usage")),
             )
         )
 
@@ -500,13 +422,3 @@ class _WholeReply:
 
     def close(self) -> None:
         """Nothing runs any more."""
-
-
-def _whole_chars(document: dict[str, Any]) -> int:
-    """Characters said, for a flagged estimate where usage is missing."""
-    total = 0
-    for choice in document.get("choices") or ():
-        if type(choice) is dict:
-            message = choice.get("message")
-            total += _said(message) if type(message) is dict else len(choice.get("text") or "")
-    return total

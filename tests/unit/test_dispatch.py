@@ -1,0 +1,414 @@
+"""The spine by itself: scripted wires instead of HTTP, everything else the real thing."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.backends.base import Call, Piece
+from gateway.dispatch import Answer, Dispatch, RetryBudget, Rules, Trip, classify
+from gateway.domain.caller import Caller
+from gateway.domain.catalog import Alias, Backend, Catalog, Kind, Model, Target
+from gateway.domain.errors import (
+    AllAttemptsFailed,
+    Forbidden,
+    GatewayError,
+    InvalidRequest,
+    NoEligibleBackend,
+    UnsupportedParameter,
+    UpstreamBroken,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamRejected,
+)
+from gateway.domain.money import Rates
+from gateway.domain.outcome import RequestRecord
+from gateway.domain.request import Capability, Endpoint, ModelRequest, Usage
+from gateway.fleet.observed import Fleet
+from gateway.policy.engine import Router
+from gateway.policy.language import Affinity, Behaviour, Policy, Route
+from gateway.runtime import ManualClock
+from gateway.sessions import LocalSessions
+from gateway.telemetry import Telemetry
+
+CLASSES = ("public", "internal", "confidential", "restricted")
+NAMES = ("a", "b", "c")
+
+
+@dataclass
+class Script:
+    """What one backend does: fail at once, or say pieces and perhaps fail after them."""
+
+    before: UpstreamError | None = None
+    pieces: list[Piece] = field(default_factory=list)
+    after: UpstreamError | None = None
+    streamed: bool = True
+
+
+@dataclass
+class ScriptedReply:
+    script: Script
+    clock: ManualClock
+    at: int = 0
+    closed: bool = False
+
+    @property
+    def streamed(self) -> bool:
+        return self.script.streamed
+
+    async def next(self) -> Piece | None:
+        self.clock.advance(0.1)
+        if self.at < len(self.script.pieces):
+            self.at += 1
+            return self.script.pieces[self.at - 1]
+        if self.script.after is not None:
+            raise self.script.after
+        return None
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@dataclass
+class ScriptedWire:
+    scripts: dict[str, Script]
+    clock: ManualClock
+    calls: list[Call] = field(default_factory=list)
+    replies: list[ScriptedReply] = field(default_factory=list)
+
+    async def open(self, call: Call) -> ScriptedReply:
+        self.calls.append(call)
+        script = self.scripts[call.backend.name]
+        if script.before is not None:
+            raise script.before
+        self.replies.append(ScriptedReply(script, self.clock))
+        return self.replies[-1]
+
+    async def probe(self, backend: Backend) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+@dataclass
+class Kept:
+    """A journal in memory."""
+
+    full: bool = False
+    opened: list[str] = field(default_factory=list)
+    closed: list[RequestRecord] = field(default_factory=list)
+
+    def open(self, record: RequestRecord) -> None:
+        self.opened.append(record.attempts[-1].backend)
+
+    def close(self, record: RequestRecord) -> None:
+        self.closed.append(record)
+
+
+def said(text: str, **fields: Any) -> Piece:
+    return Piece(text.encode(), content=True, content_chunks=1, content_chars=len(text), **fields)
+
+
+ROLE = Piece(b"role")
+FINE = Script(pieces=[ROLE, said("hello"), said("world", finished=True, usage=Usage(10, 2, 5))])
+
+
+def build(scripts: dict[str, Script], **fields: Any) -> tuple[Dispatch, ScriptedWire, Kept]:
+    clock = ManualClock()
+    model = Model(name="m", capabilities=frozenset({Capability.TOOLS}), **fields)
+    backends = {
+        name: Backend(
+            name=name,
+            kind=Kind.CLOSED_API,
+            wire="scripted",
+            base_url="http://127.0.0.1",
+            models={"m": model},
+            clearance=1,
+        )
+        for name in scripts
+    }
+    targets = tuple(Target(name, "m") for name in scripts)
+    catalog = Catalog(
+        privacy_classes=CLASSES,
+        backends=backends,
+        aliases={"chat": Alias(name="chat", targets=targets)},
+        digest="c",
+    )
+    policy = Policy(
+        name="p",
+        description="",
+        behaviour=Behaviour(attempts_max=3, backends_max=3, affinity=Affinity(idle_s=600)),
+        routes=(Route(name="default"),),
+        digest="d" * 64,
+    )
+    rates = {t: Rates(id="r", input=Decimal(1), output=Decimal(2)) for t in targets}
+    wire, kept = ScriptedWire(scripts, clock), Kept()
+    ids = (f"req_{n:04}" for n in range(10_000))
+    dispatch = Dispatch(
+        rules=Rules(
+            catalog=catalog,
+            router=Router.build(policy, catalog, rates),
+            rates=rates,
+            policy="p",
+            policy_digest=policy.digest,
+            affinity_idle_s=600,
+            label="p@d",
+        ),
+        wires={"scripted": wire},
+        fleet=Fleet(),
+        sessions=LocalSessions(clock),
+        book=kept,
+        telemetry=Telemetry(),
+        clock=clock,
+        new_id=lambda: next(ids),
+        worker="0",
+        in_flight_max=100,
+    )
+    return dispatch, wire, kept
+
+
+CALLER = Caller(key_id="k", name="n", tags={"team": "x"})
+
+
+def request(**fields: Any) -> ModelRequest:
+    base: dict[str, Any] = {
+        "endpoint": Endpoint.CHAT,
+        "alias": "chat",
+        "document": {},
+        "stream": True,
+        "usage_wanted": False,
+        "prompt_tokens": 12,
+        "output_tokens_max": 20,
+        "needs": frozenset(),
+    }
+    return ModelRequest(**{**base, **fields})
+
+
+async def begin(dispatch: Dispatch, **fields: Any) -> tuple[Trip, Answer]:
+    trip = dispatch.arrive("chat/completions")
+    answer = await dispatch.answer(
+        trip, CALLER, request(**fields), privacy=None, session=fields.get("session")
+    )
+    return trip, answer
+
+
+async def finish(answer: Answer) -> bytes:
+    out = answer.first
+    while (data := await answer.next()) is not None:
+        out += data
+    return out
+
+
+async def test_a_good_answer_is_weighed_and_settled_once() -> None:
+    dispatch, _, kept = build({"a": FINE})
+    _, answer = await begin(dispatch)
+    assert await finish(answer) == b"rolehelloworld"
+    answer.abandon()  # too late to matter
+    (record,) = kept.closed
+    assert (record.outcome, record.backend, record.attempt_count) == ("ok", "a", 1)
+    assert (record.uncached_tokens, record.cached_tokens, record.output_tokens) == (10, 2, 5)
+    assert record.cost_nano_usd == (12 * 1 + 5 * 2) * 1000
+    assert (record.key_id, record.tags, record.privacy_class) == ("k", {"team": "x"}, "public")
+    assert record.ttft_us == 200_000
+    assert record.tpot_us == 25_000
+    assert dispatch.in_flight == 0
+    assert dispatch.fleet.in_flight() == {"a": 0}
+
+
+async def test_before_content_the_next_backend_is_tried() -> None:
+    dispatch, _, kept = build(
+        {
+            "a": Script(before=UpstreamBroken("no", status=500)),
+            "b": Script(pieces=[ROLE], after=UpstreamBroken("gone")),
+            "c": FINE,
+        }
+    )
+    _, answer = await begin(dispatch)
+    await finish(answer)
+    (record,) = kept.closed
+    assert kept.opened == ["a", "b", "c"]
+    assert [a.outcome for a in record.attempts] == ["failed", "failed", "ok"]
+    assert [a.http_status for a in record.attempts] == [500, 0, 200]
+
+
+async def test_after_content_there_is_no_second_attempt() -> None:
+    dispatch, wire, kept = build(
+        {"a": Script(pieces=[said("hel")], after=UpstreamBroken("gone")), "b": FINE}
+    )
+    _, answer = await begin(dispatch)
+    with pytest.raises(UpstreamBroken):
+        await finish(answer)
+    assert len(wire.calls) == 1
+    (record,) = kept.closed
+    assert (record.outcome, record.error_code) == ("failed_midstream", "upstream_broken")
+    assert (record.usage_source, record.output_tokens) == ("estimated", 1)
+    assert record.cost_nano_usd == 12_000 + 2_000
+
+
+async def test_a_rejection_is_nobody_elses_business() -> None:
+    dispatch, wire, kept = build(
+        {"a": Script(before=UpstreamRejected("bad field", status=400)), "b": FINE}
+    )
+    trip = dispatch.arrive("chat/completions")
+    with pytest.raises(UpstreamRejected) as caught:
+        await dispatch.answer(trip, CALLER, request(), privacy=None, session=None)
+    dispatch.refuse(trip, caught.value, 400)
+    assert len(wire.calls) == 1
+    assert kept.closed[0].outcome == "rejected"
+    assert dispatch.fleet.snapshot(["a"], dispatch.now())["a"].circuit == "closed"
+
+
+async def test_all_failed_carries_each_failure() -> None:
+    busy = UpstreamBusy("busy", status=429, retry_after_s=3.0)
+    dispatch, _, _ = build({name: Script(before=busy) for name in NAMES})
+    with pytest.raises(AllAttemptsFailed) as caught:
+        await begin(dispatch)
+    assert caught.value.failures == (busy, busy, busy)
+    # All are cooling now: the next request is told when to come back, and nobody is asked.
+    with pytest.raises(NoEligibleBackend) as refused:
+        await begin(dispatch)
+    assert refused.value.retry_after_s == 3.0
+
+
+async def test_a_client_that_leaves_is_settled_as_such() -> None:
+    dispatch, wire, kept = build({"a": FINE})
+    _, answer = await begin(dispatch)
+    answer.abandon()
+    assert wire.replies[0].closed
+    (record,) = kept.closed
+    assert (record.outcome, record.usage_source, record.output_tokens) == (
+        "client_cancelled",
+        "estimated",
+        2,
+    )
+
+
+async def test_cancelled_before_content_the_prompt_is_estimated() -> None:
+    dispatch, wire, kept = build({"a": FINE})
+
+    async def hang(call: Call) -> ScriptedReply:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    wire.open = hang  # type: ignore[method-assign]
+    trip = dispatch.arrive("chat/completions")
+    task = asyncio.ensure_future(
+        dispatch.answer(trip, CALLER, request(), privacy=None, session=None)
+    )
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    dispatch.leave(trip)
+    (record,) = kept.closed
+    assert (record.outcome, record.uncached_tokens, record.output_tokens) == (
+        "client_cancelled",
+        12,
+        0,
+    )
+    assert dispatch.fleet.in_flight() == {"a": 0}
+
+
+async def test_a_session_stays_with_its_backend() -> None:
+    dispatch, wire, _ = build({"a": Script(before=UpstreamBroken("no")), "b": FINE})
+    trip = dispatch.arrive("chat/completions")
+    answer = await dispatch.answer(trip, CALLER, request(), privacy=None, session="s")
+    await finish(answer)
+    wire.scripts["a"] = FINE
+    trip = dispatch.arrive("chat/completions")
+    answer = await dispatch.answer(trip, CALLER, request(), privacy=None, session="s")
+    assert answer.candidate.target == Target("b", "m")
+    await finish(answer)
+
+
+async def test_what_no_model_can_do_is_the_callers_to_change() -> None:
+    dispatch, wire, _ = build({"a": FINE})
+    with pytest.raises(UnsupportedParameter, match="images"):
+        await begin(dispatch, needs=frozenset({Capability.IMAGES}))
+    assert wire.calls == []
+
+
+async def test_privacy_leaves_nobody_and_says_so() -> None:
+    dispatch, wire, _ = build({"a": FINE})
+    trip = dispatch.arrive("chat/completions")
+    with pytest.raises(NoEligibleBackend) as caught:
+        await dispatch.answer(trip, CALLER, request(), privacy="restricted", session=None)
+    assert caught.value.exclusions[0][:2] == ("a/m", "privacy")
+    assert caught.value.retry_after_s is None
+    assert wire.calls == []
+
+
+def test_the_class_is_the_strictest_of_key_alias_and_request() -> None:
+    catalog = build({"a": FINE})[0].rules.catalog
+    key = Caller(key_id="k", name="n", privacy_floor="internal", privacy_ceiling="confidential")
+    assert classify(catalog, CALLER, 0, None) == 0
+    assert classify(catalog, CALLER, 2, "internal") == 2
+    assert classify(catalog, key, 0, None) == 1
+    assert classify(catalog, key, 0, "public") == 1
+    with pytest.raises(Forbidden):
+        classify(catalog, key, 0, "restricted")
+    with pytest.raises(InvalidRequest):
+        classify(catalog, CALLER, 0, "secret")
+    forgotten = Caller(key_id="k", name="n", privacy_floor="gone")
+    assert classify(catalog, forgotten, 0, None) == 3  # unknown is the strictest
+
+
+def test_the_retry_budget_is_a_tenth_and_one_a_second() -> None:
+    budget, spent = RetryBudget(), 0
+    for _ in range(1000):
+        budget.arrived()
+        spent += budget.spend(5.0)
+    assert 100 <= spent <= 111
+    assert budget.spend(7.0)
+
+
+PIECES = st.lists(st.sampled_from([ROLE, said("x"), said("yy", usage=Usage(3, 0, 2))]), max_size=4)
+FAULT = st.sampled_from(
+    [None, UpstreamBroken("b"), UpstreamBusy("c", status=429), UpstreamRejected("d", status=400)]
+)
+SCRIPTS = st.fixed_dictionaries(
+    {n: st.builds(Script, FAULT, PIECES, FAULT, st.booleans()) for n in NAMES}
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(SCRIPTS, st.lists(st.sampled_from(["read", "leave"]), min_size=1, max_size=6))
+def test_whatever_happens_a_trip_is_settled_once(
+    scripts: dict[str, Script], ends: list[str]
+) -> None:
+    """One final record per arrival; nothing in flight; costs add up; no switch after content."""
+
+    async def play() -> None:
+        dispatch, wire, kept = build(scripts)
+        for end in ends:
+            trip = dispatch.arrive("chat/completions")
+            try:
+                answer = await dispatch.answer(trip, CALLER, request(), privacy=None, session=None)
+            except GatewayError as error:
+                dispatch.refuse(trip, error, 500)
+                continue
+            try:
+                if end == "read":
+                    if answer.streamed:
+                        await finish(answer)
+                else:
+                    answer.abandon()
+            except UpstreamError:
+                pass
+        assert len(kept.closed) == len(ends)
+        assert dispatch.in_flight == 0
+        assert set(dispatch.fleet.in_flight().values()) <= {0}
+        assert len(kept.opened) == len(wire.calls)
+        for record in kept.closed:
+            costs = [a.cost_nano_usd for a in record.attempts if a.cost_nano_usd is not None]
+            assert (record.cost_nano_usd or 0) == sum(costs)
+            answered = [a for a in record.attempts if a.output_tokens is not None]
+            assert answered in ([], record.attempts[-1:])
+
+    asyncio.run(play())
