@@ -211,12 +211,16 @@ def _weighbridge(place: Place, database_url: str) -> Launch:
         file = home / "policies" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    env = {"WEIGHBRIDGE_HOME": str(home), "WEIGHBRIDGE_REDIS_URL": place.redis_url}
+    env = {
+        "PYTHONPATH": str(ROOT),  # this checkout, whatever is installed
+        "WEIGHBRIDGE_HOME": str(home),
+        "WEIGHBRIDGE_REDIS_URL": place.redis_url,
+    }
     if database_url:
         env["WEIGHBRIDGE_DATABASE_URL"] = database_url
-    program = str(Path(sys.executable).with_name("weighbridge"))
+    program = [sys.executable, "-m", "gateway.cli"]
     made = subprocess.run(
-        [program, "keys", "create", "--name", "bench", "--json"],
+        [*program, "keys", "create", "--name", "bench", "--json"],
         env=_environment(place.folder, env),
         cwd=place.folder,
         capture_output=True,
@@ -226,7 +230,7 @@ def _weighbridge(place: Place, database_url: str) -> Launch:
     if made.returncode:
         raise Unavailable(f"no key: {made.stderr.decode(errors='replace').strip()[-300:]}")
     return Launch(
-        [program, "serve", "--port", str(place.port), "--workers", "1"],
+        [*program, "serve", "--port", str(place.port), "--workers", "1"],
         f"weighbridge {__version__}, {'Postgres' if database_url else 'SQLite'}",
         "/readyz",
         env=env,
