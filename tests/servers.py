@@ -29,8 +29,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +109,7 @@ class _Identity:
             env=environment,
             cwd="/",
             stdin=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=_die_with_parent if _outlives_no_thread() else None,
             **options,  # type: ignore[call-overload]
         )
 
@@ -115,6 +117,11 @@ class _Identity:
         if self.user is not None:
             account = pwd.getpwnam(self.user)
             os.chown(folder, account.pw_uid, account.pw_gid)
+
+
+def _outlives_no_thread() -> bool:
+    """Linux ties the signal below to the thread that forks: only the main one lasts."""
+    return sys.platform == "linux" and threading.current_thread() is threading.main_thread()
 
 
 def _die_with_parent() -> None:
@@ -323,7 +330,7 @@ def servers() -> Iterator[dict[str, str]]:
 
 
 def _execute(url: str, *statements: str) -> None:
-    """Run statements outside of any transaction, on a connection and a loop of their own."""
+    """Run statements outside of any transaction, whether or not a loop runs in this thread."""
 
     async def run() -> None:
         connection = await asyncpg.connect(url, timeout=5)
@@ -333,7 +340,8 @@ def _execute(url: str, *statements: str) -> None:
         finally:
             await connection.close()
 
-    asyncio.run(run())
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, run()).result()
 
 
 _databases = itertools.count(1)
