@@ -49,3 +49,11 @@ def test_secrets_come_by_reference_only(tmp_path: Path, monkeypatch: pytest.Monk
     for missing in ("env:NOT_THERE", "file:/not/there", "sk-inline"):
         with pytest.raises(SecretMissing):
             secret(missing)
+
+
+def test_every_setting_stands_in_the_documentation_with_its_default() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "settings.md").read_text()
+    for spec in fields(Settings):
+        default = f"`{spec.default}`" if spec.default not in (None, "") else "–"
+        name = f"WEIGHBRIDGE_{spec.name.upper()}"
+        assert f"| `{name}` | {default} | {spec.metadata['about']} |" in page
