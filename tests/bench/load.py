@@ -30,6 +30,8 @@ from tests.bench.upstream import TOKEN
 _DONE = b"[DONE]"
 _TAIL = len(TOKEN) - 1
 _CONNECT_S = 10.0
+_CONVERSATION = b"0000000000000000"
+_TURNS = 4  # requests of one conversation: a gateway that keeps affinity meets new and known ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,10 @@ class Result:
 
 
 def request_bytes(spec: Spec) -> bytes:
-    """An ordinary chat turn of about 1.2 KB, with the upstream's script in its last message."""
+    """An ordinary chat turn of about 1.2 KB, with the upstream's script in its last message.
+
+    `_CONVERSATION` stands where a number comes, see `Run.next_request`.
+    """
     script = f"Go on. [[chunks={spec.chunks} interval_us={spec.interval_us}]]"
     rules = (
         "Answer in plain words, say what you are unsure of, and keep to the question asked. " * 10
@@ -73,7 +78,7 @@ def request_bytes(spec: Spec) -> bytes:
     body: dict[str, Any] = {
         "model": spec.model,
         "messages": [
-            {"role": "system", "content": rules.strip()},
+            {"role": "system", "content": f"Conversation {_CONVERSATION.decode()}. {rules}"},
             {
                 "role": "user",
                 "content": "How does a weighbridge work, and what are its limits? " * 3,
@@ -102,6 +107,7 @@ class Run:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.request = request_bytes(spec)
+        self.first_conversation = time.time_ns()
         self.begun = time.perf_counter()
         self.started = self.requests = self.tokens = self.open = self.open_max = 0
         self.errors: Counter[str] = Counter()
@@ -117,6 +123,10 @@ class Run:
             return False
         self.started += 1
         return True
+
+    def next_request(self) -> bytes:
+        number = self.first_conversation + self.started // _TURNS
+        return self.request.replace(_CONVERSATION, b"%016x" % number, 1)
 
     def fail(self, kind: str, detail: str = "") -> None:
         self.errors[kind] += 1
@@ -155,8 +165,9 @@ class Connection(asyncio.Protocol):
         self.tokens, self.first_s, self.done = 0, 0.0, False
         self.text = self.tail = b""
         self.answered = asyncio.get_running_loop().create_future()
+        request = run.next_request()
         self.sent_s = time.perf_counter()
-        self.transport.write(run.request)
+        self.transport.write(request)
         return self.answered
 
     def data_received(self, data: bytes) -> None:
