@@ -33,7 +33,7 @@ def bench(
         ),
     ] = "",
     database_url: Annotated[
-        str, typer.Option(help="A Postgres to measure with as well (weighbridge-pg).")
+        str, typer.Option(help="Postgres for weighbridge-pg; without it one is started.")
     ] = "",
     gate: Annotated[
         bool, typer.Option("--gate", help="Exit 1 if weighbridge misses a gate.")

@@ -31,12 +31,14 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--plan", choices=_PLANS, default="full")
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     parser.add_argument("--gate", action="store_true", help="exit 1 if a gate is missed")
-    parser.add_argument("--database-url", default="", help="Postgres for weighbridge-pg")
+    parser.add_argument(
+        "--database-url", default="", help="Postgres for weighbridge-pg; else one is started"
+    )
     parser.add_argument("--output", type=Path, help="page to write; a full run writes RESULTS.md")
     return parser
 
 
-def _chosen(only: str, plan: str, database_url: str) -> list[str]:
+def _chosen(only: str, plan: str) -> list[str]:
     """Names in the order they run. Raises ValueError for one that does not exist."""
     if only:
         asked = [name.strip() for name in only.split(",") if name.strip()]
@@ -46,9 +48,7 @@ def _chosen(only: str, plan: str, database_url: str) -> list[str]:
         return asked
     default = [measure.DIRECT, "bare", "weighbridge", "litellm"]
     if plan == "full":
-        default.append("vllm-router")
-    if database_url:
-        default.append("weighbridge-pg")
+        default += ["weighbridge-pg", "vllm-router"]
     return default
 
 
@@ -92,7 +92,7 @@ def main() -> int:
         console.print("bench needs Linux: it pins processes to cores and reads /proc")
         return 2
     try:
-        names = _chosen(options.only, options.plan, options.database_url)
+        names = _chosen(options.only, options.plan)
     except ValueError as error:
         console.print(str(error))
         return 2

@@ -139,8 +139,6 @@ def weighbridge(place: Place) -> Launch:
 
 def weighbridge_pg(place: Place) -> Launch:
     """The same with the ledger in Postgres."""
-    if not place.database_url:
-        raise Unavailable("no --database-url given")
     return _weighbridge(place, database_url=place.database_url)
 
 
@@ -220,7 +218,7 @@ def _weighbridge(place: Place, database_url: str) -> Launch:
         env["WEIGHBRIDGE_DATABASE_URL"] = database_url
     program = [sys.executable, "-m", "gateway.cli"]
     made = subprocess.run(
-        [*program, "keys", "create", "--name", "bench", "--json"],
+        [*program, "keys", "create", "--name", f"bench-{place.port}", "--json"],
         env=_environment(place.folder, env),
         cwd=place.folder,
         capture_output=True,

@@ -235,6 +235,17 @@ class Bench:
         self._keep(process.spawn(command, core=self.cores.load, env=env, cwd=self.folder, log=log))
         self.redis_url = f"redis://127.0.0.1:{port}/0"
 
+    def start_postgres(self) -> str:
+        """A cluster that keeps its promises (fsync on), on the core of the load."""
+        from tests.servers import NoServer, Postgres
+
+        try:
+            cluster = Postgres.start(durable=True)
+        except (NoServer, OSError) as why:
+            raise Unavailable(f"no Postgres: {why}") from None
+        self.stack.enter_context(cluster)
+        return cluster.url
+
     def start(self, name: str, database_url: str) -> Running:
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
         place = Place(folder, process.free_port(), self.upstream_port, self.redis_url, database_url)
@@ -301,6 +312,8 @@ def measure(
             if name != DIRECT:
                 step(f"{name}: start")
                 try:
+                    if name == "weighbridge-pg":
+                        database_url = database_url or bench.start_postgres()
                     running[name] = _raise_up(bench, figures, plan, database_url)
                 except Unavailable as why:
                     figures.unavailable = str(why)
