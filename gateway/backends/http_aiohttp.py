@@ -4,13 +4,14 @@ Owns: the settings that make aiohttp obey (nothing followed, remembered, decoded
 environment), and the table of its errors in our words. Must not know: anything else.
 
 It exists to be compared with `http_fast`, and to stand in for it. Where aiohttp cannot do what the
-contract says, `DIFFERS` in `tests/contract/test_http_clients.py` says so.
+contract says, `DIFFERS` in `tests/contract/test_http_clients.py` says so; the difference that
+matters: it takes a response that a peer sends on an idle connection for the next request's answer.
 """
 
 import asyncio
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from types import SimpleNamespace
@@ -45,7 +46,6 @@ from gateway.backends.http_client import (
 _AUTOMATIC = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 _COPY_BYTES_MAX = 1024 * 1024
 """aiohttp warns of longer bytes and wants a file."""
-_CUT = "connection ended inside the body"
 
 
 class AiohttpClient:
@@ -73,6 +73,7 @@ class AiohttpClient:
         self._permits = Permits(self.limits.connections_max, self.limits.pool_wait_s_max)
         self._pooled = self._session(force_close=False)
         self._single = self._session(force_close=True)  # for the repeat on a new connection
+        self._live: set[AiohttpResponse] = set()
 
     def _session(self, *, force_close: bool) -> aiohttp.ClientSession:
         limits = self.limits
@@ -126,14 +127,19 @@ class AiohttpClient:
             try:
                 response = await self._send(self._pooled, call, attempt)
             except ClosedEarly:
-                if not attempt.reused or attempt.elapsed() > self.limits.reuse_race_s_max:
+                if not attempt.lost_race or attempt.elapsed() > self.limits.reuse_race_s_max:
                     raise
                 attempt = _Attempt(connect_s_max, head_s_max)
                 response = await self._send(self._single, call, attempt)
-            return AiohttpResponse(response, self._permits)
+            return AiohttpResponse(response, self._give, self._live)
         except BaseException:
             self._permits.give()
             raise
+
+    def _give(self, response: "AiohttpResponse") -> None:
+        if response in self._live:
+            self._live.remove(response)
+            self._permits.give()
 
     async def _send(
         self, session: aiohttp.ClientSession, call: "_Call", attempt: "_Attempt"
@@ -158,38 +164,44 @@ class AiohttpClient:
         except aiohttp.ClientConnectorError as error:
             raise ConnectFailed(f"{self.origin}: {error}") from error
         except aiohttp.ClientConnectionError as error:  # ServerDisconnectedError, ClientOSError
+            # The message is a half parsed head if one had begun.
+            attempt.lost_race = attempt.reused and isinstance(getattr(error, "message", ""), str)
             raise ClosedEarly(f"{error}", before_head=True) from error
         except aiohttp.ClientResponseError as error:
             raise BadResponse("not HTTP/1.1") from error  # aiohttp's words quote the peer
 
     async def aclose(self) -> None:
+        for response in list(self._live):
+            response.close()
         await self._pooled.close()
         await self._single.close()
 
 
 class AiohttpResponse:
-    """`HttpResponse` over aiohttp's."""
+    """`HttpResponse` over aiohttp's. In `live` until its body has come, or it was closed."""
 
-    def __init__(self, response: aiohttp.ClientResponse, permits: Permits) -> None:
-        self._response = response
-        self._permits: Permits | None = None
-        self._error: TransportError | None = None
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        ended: "Callable[[AiohttpResponse], None]",
+        live: "set[AiohttpResponse]",
+    ) -> None:
         self.status = response.status
         self.headers: Mapping[str, str] = decode_headers(response.raw_headers)
-        if not 200 <= self.status < 600 or response.content.exception() is not None:
-            reason: str | None = f"status {self.status}"
-        else:
-            reason = refuse_coding(self.headers)
+        reason = refuse_coding(self.headers)
+        if not 200 <= self.status < 600:
+            reason = f"status {self.status}"
         if reason is not None:
             response.close()
             raise BadResponse(reason)
-        self._permits = permits
-        response.content.on_eof(self._give)
+        self._response = response
+        self._ended = ended
+        self._error: TransportError | None = None
+        live.add(self)
+        response.content.on_eof(self._end)
 
-    def _give(self) -> None:
-        permits, self._permits = self._permits, None
-        if permits is not None:
-            permits.give()
+    def _end(self) -> None:
+        self._ended(self)
 
     async def read(self, *, idle_s_max: float) -> bytes:
         if self._error is not None:
@@ -197,37 +209,42 @@ class AiohttpResponse:
         try:
             async with asyncio.timeout(idle_s_max):
                 return await self._response.content.readany()
-        except TimeoutError:
-            self._error = IdleTimeout("no body byte")
-        except aiohttp.ClientPayloadError as error:
-            words = str(error)
-            if "Not enough data" in words or "Connection lost" in words:
-                self._error = ClosedEarly(_CUT, before_head=False)
-            else:
-                self._error = BadResponse("not HTTP/1.1")
-        except (aiohttp.ClientError, OSError):
-            self._error = ClosedEarly(_CUT, before_head=False)
-        finally:
-            if self._error is not None or self._response.content.exception() is not None:
-                self.close()
-        raise self._error
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise self._fail(error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _fail(self, error: Exception) -> TransportError:
+        if self._error is None:  # else it was closed meanwhile
+            self._error = _body_error(error)
+        self.close()
+        return self._error
 
     def close(self) -> None:
         if self._error is None and not self._response.content.is_eof():
             self._error = ClosedEarly("closed by its reader", before_head=False)
         self._response.close()
-        self._give()
+        self._ended(self)
+
+
+def _body_error(error: Exception) -> TransportError:
+    if isinstance(error, TimeoutError):
+        return IdleTimeout("no body byte")
+    if isinstance(error, aiohttp.ClientPayloadError):
+        words = str(error)
+        if "Not enough data" not in words and "Connection lost" not in words:
+            return BadResponse("not HTTP/1.1")
+    return ClosedEarly("connection ended inside the body", before_head=False)
 
 
 class _Attempt:
-    """How far one try came, told by aiohttp's trace; its limit moves from connecting to the head."""
-
-    __slots__ = ("_head_s_max", "_sent_at", "connected", "reused", "scope")
+    """How far one try came, by aiohttp's trace; its limit moves from connecting to the head."""
 
     def __init__(self, connect_s_max: float, head_s_max: float) -> None:
         self._head_s_max = head_s_max
         self._sent_at = 0.0
-        self.connected = self.reused = False
+        self.connected = self.reused = self.lost_race = False
         self.scope = asyncio.timeout(connect_s_max)
 
     def on_connection(self, *, reused: bool) -> None:

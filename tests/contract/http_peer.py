@@ -1,7 +1,7 @@
 """A raw HTTP peer that says exactly the bytes it is told: the other end of the client contract.
 
-Owns: a loopback server, plain or TLS, whose behaviour per connection is a coroutine (`Script`); what
-it saw; a throw-away certificate authority. Must not know: any client, or what a correct answer is.
+Owns: a loopback server, plain or TLS, whose behaviour per connection is a coroutine (`Script`);
+what it saw; a throw-away certificate authority. Must not know: any client, or what a correct answer is.
 """
 
 import asyncio
