@@ -19,9 +19,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,12 @@ class GatewayProcess:
                 return found
             time.sleep(0.1)
 
+    async def ledger(
+        self, count: int | None = None, timeout_s: float = 15.0
+    ) -> list[dict[str, Any]]:
+        """`rows`, for a test whose event loop must go on meanwhile."""
+        return await asyncio.to_thread(self.rows, count=count, timeout_s=timeout_s)
+
     def children(self) -> list[int]:
         """Process ids of the workers where there are several, else of the one process."""
         listed = subprocess.run(
@@ -114,19 +120,19 @@ CLI = [sys.executable, "-m", "gateway.cli"]
 
 
 async def _rows(environment: Mapping[str, str]) -> list[dict[str, Any]]:
-    from dataclasses import asdict
+    import sqlalchemy as sa
 
-    from gateway.ledger.store import Store
+    from gateway.ledger.store import Store, attempts
     from gateway.settings import Settings
 
     store = await Store.connect(Settings.load(environment).ledger_url)
     try:
-        out = []
-        for record in await store.requests(limit=100_000):
-            row = asdict(record)
-            row["attempts"] = [asdict(a) for a in await store.attempts(record.id)]
-            out.append(row)
-        return out
+        rows = {record.id: asdict(record) for record in await store.requests(limit=100_000)}
+        # One query, not one a request: chaos tests read thousands.
+        for found in await store._select(sa.select(attempts).order_by(attempts.c.number)):
+            if found["request_id"] in rows:  # else it came between the two queries
+                rows[found["request_id"]]["attempts"].append(found)
+        return list(rows.values())
     finally:
         await store.close()
 
@@ -215,6 +221,19 @@ def gateway(
             yield running
         finally:
             running.stop()
+
+
+@asynccontextmanager
+async def gateway_beside(
+    catalog: Mapping[str, Any], **options: Any
+) -> AsyncIterator[GatewayProcess]:
+    """`gateway` for a test whose event loop must go on meanwhile: it runs what the gateway needs."""
+    started = gateway(catalog, **options)
+    running = await asyncio.to_thread(started.__enter__)
+    try:
+        yield running
+    finally:
+        await asyncio.to_thread(started.__exit__, None, None, None)
 
 
 def vendor_catalog(
