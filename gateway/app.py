@@ -136,6 +136,7 @@ class Worker:
 
     dispatch: Dispatch
     journal: Journal
+    flusher: Flusher
     redis: RedisLink | None
     keys: Keys
     telemetry: Telemetry
@@ -151,7 +152,7 @@ class Worker:
         degraded = []
         if self.redis is not None and not self.redis.ready:
             degraded.append("redis")
-        if self.journal.unsent_rows > UNSENT_ROWS_DEGRADED:
+        if self.flusher.failing is not None or self.journal.unsent_rows > UNSENT_ROWS_DEGRADED:
             degraded.append("database")
         return {
             "ready": not self.draining and not self.journal.full,
@@ -230,6 +231,7 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
             yield Worker(
                 dispatch=dispatch,
                 journal=journal,
+                flusher=flusher,
                 redis=redis,
                 keys=Keys(KeyStore(store, pepper=settings.key_pepper, home=settings.home)),
                 telemetry=telemetry,
