@@ -2,7 +2,8 @@
 
 A worker is a process of its own (no fork of a running interpreter), handed the listening socket.
 A worker that dies is replaced at once, or after a pause if it did not live long. One that cannot
-start at all (exit status 2) ends everything: it would fail the same way for ever.
+start at all (exit status 2) ends everything, as long as none has ever run: it would fail the same
+way for ever. Later it is tried again: its database may be away, and the others still serve.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Supervisor:
         self._socket = sock
         self._slots: list[_Slot] = []
         self._ending = False
+        self._proven = False  # a worker has run for a while: they can start
 
     def run(self) -> int:
         """Until SIGTERM or SIGINT; returns the exit status."""
@@ -49,14 +51,16 @@ class Supervisor:
         while not self._ending:
             for slot in self._slots:
                 status = slot.process.poll()
+                short_life = time.monotonic() - slot.started < SHORT_LIFE_S
+                self._proven = self._proven or (status is None and not short_life)
                 if status is None or self._ending:
                     continue
-                if status == CANNOT_START:
+                if status == CANNOT_START and not self._proven:
                     self._end(signal.SIGTERM, None)
                     self._wait()
                     return CANNOT_START
                 log.error("worker %d ended with status %d; starting another", slot.number, status)
-                if time.monotonic() - slot.started < SHORT_LIFE_S:
+                if short_life:
                     time.sleep(PAUSE_S)
                 if not self._ending:
                     slot.process, slot.started = self._start(slot.number).process, time.monotonic()
