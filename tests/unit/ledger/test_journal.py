@@ -36,10 +36,11 @@ def recovered(directory: Path) -> list[dict]:
     return rows
 
 
-def adopted(journal: Journal) -> list[dict]:
+def adopted(journal: Journal, *, damaged: int | None = None) -> list[dict]:
     rows = []
     for orphan in journal.adopt():
         rows += [orjson.loads(line) for batch in orphan.batches(3) for line in batch]
+        assert damaged is None or orphan.damaged == damaged
         journal.bury(orphan)
     return rows
 
@@ -138,6 +139,9 @@ def test_segments_without_a_lock_are_adopted(tmp_path):
     journal.close(request("req_1"))
     abandon(journal)
     (tmp_path / "0.lock").unlink()
+    same_name = Journal(tmp_path, "0")
+    assert same_name.owner != "0"
+    same_name.stop()
     assert [row["id"] for row in recovered(tmp_path)] == ["req_1"]
 
 
@@ -249,7 +253,8 @@ def test_no_text_of_a_caller_breaks_a_line(tmp_path, bad):
     journal.close(request("req_1", **bad))
     (row,) = drained(journal)
     assert row["id"] == "req_1"
-    assert "\0" not in repr(row)
+    if bad == {"alias": "a\0b"}:
+        assert row["alias"] == "a\ufffdb"
     assert row["attempts"][0]["cost_nano_usd"] == 120_000
     if "session" in bad:
         assert row["session"] == bad["session"], "a backslash-u in text is not a NUL"
@@ -305,7 +310,7 @@ def play(journal: Journal, steps: list[str]) -> list[tuple[int, str, str]]:
 
 def check_cut(content: bytes, cut: int, lines: list[tuple[int, str, str]], heir: Journal) -> None:
     (heir.directory / "0-1.jsonl").write_bytes(content[:cut])
-    rows = adopted(heir)
+    rows = adopted(heir, damaged=0)  # a torn line is no damage
     finals = [i for end, kind, i in lines if kind == "final" and end <= cut]
     started = {i for end, kind, i in lines if kind == "open" and end <= cut}
     assert [r["id"] for r in rows if r["outcome"] == "ok"] == finals
