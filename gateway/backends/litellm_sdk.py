@@ -37,6 +37,7 @@ import importlib
 import os
 import re
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -140,6 +141,10 @@ def _arguments(call: Call, route: _Route) -> dict[str, Any]:
         arguments["stream_options"] = {"include_usage": True}
     if extra:
         arguments["extra_body"] = extra
+    if request.endpoint is Endpoint.CHAT:
+        # With tools litellm would look for MCP servers to call by itself; its core cannot even do
+        # that without an extra package.
+        arguments["_skip_mcp_handler"] = True
     if "api-version" in route.query:
         arguments["api_version"] = route.query["api-version"]
     return arguments | {
@@ -659,6 +664,7 @@ class _StreamReply:
         "_finished",
         "_id",
         "_primed",
+        "_request_id",
         "_usage",
         "_usage_wanted",
     )
@@ -667,10 +673,11 @@ class _StreamReply:
         self._chunks = chunks
         self._exchange = exchange
         self._backend = call.backend.name
+        self._request_id = call.request_id
         self._alias = call.request.alias
         self._usage_wanted = call.request.usage_wanted
-        self._id: object = None
-        self._created: object = None
+        self._id: str | None = None
+        self._created = int(time.time())
         self._choices: set[int] = set()
         self._usage: dict[str, Any] = {}
         self._finished = self._ended = False
@@ -714,8 +721,8 @@ class _StreamReply:
         raw_usage = document.pop("usage", None)
         if isinstance(raw_usage, dict):
             piece.usage = self._learn(raw_usage)
-        if self._id is None:
-            self._id, self._created = document.get("id"), document.get("created")
+        if self._id is None and (said := document.get("id")):
+            self._id, self._created = said, document.get("created") or self._created
         choices = [c for c in document.get("choices") or () if self._tidy(c, piece)]
         self._finished = self._finished or piece.finished
         if piece.content or self._finished:
@@ -730,12 +737,13 @@ class _StreamReply:
         delta = choice.setdefault("delta", {})
         _lift(delta)
         finish = choice.setdefault("finish_reason", None)
-        first = index not in self._choices
-        if first:
+        if not finish and all(value in ("", None) for value in delta.values()):
+            return False
+        if index not in self._choices:
             self._choices.add(index)
-            delta.setdefault("role", "assistant")
-        elif delta.get("role"):
-            del delta["role"]
+            delta["role"] = "assistant"
+        else:
+            delta.pop("role", None)
         if finish:
             piece.finished = True
             if finish not in _FINISH_REASONS:
@@ -745,7 +753,7 @@ class _StreamReply:
             piece.content = True
             piece.content_chunks += 1
             piece.content_chars += chars
-        return first or bool(finish) or any(value not in ("", None) for value in delta.values())
+        return True
 
     def _learn(self, raw: dict[str, Any]) -> Usage | None:
         """Usage may come in parts (Anthropic: input first, output last); figures only grow."""
@@ -769,7 +777,7 @@ class _StreamReply:
     def _event(self, document: dict[str, Any], choices: list[Any], **more: object) -> bytes:
         named = {
             **document,
-            "id": self._id,
+            "id": self._id or f"chatcmpl-{self._request_id}",
             "object": "chat.completion.chunk",
             "created": self._created,
             "model": self._alias,
