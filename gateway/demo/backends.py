@@ -4,7 +4,7 @@ Owns: the search for an engine on this machine and for vendors' keys, the stand-
 timing. Must not know: the workload, the gateway's process.
 
 INVARIANTS
-- A stand-in is called `simulated-...` and marked `simulated` in the catalog. Its price is the price row
+- A stand-in is called `simulated-...` and marked `simulated` in the catalog. Its price is the row
   of a real model, which it names; its timing is a script's and nobody's measurement.
 - A real engine on this machine has a declared price that says how it was reckoned, or none at all.
 - A real vendor is used only with its own key, and never with one of this gateway.
@@ -47,8 +47,9 @@ _FIRST_ANSWER_S_MAX = 60.0
 class DemoBackend:
     """One of the three. `models` maps the alias to the model that serves it here.
 
-    `about` is one line for people. `window_tokens` is the model's context where it is known.
-    `control` is the address at which a stand-in takes orders.
+    `about` says what it is and `priced` where its price is from, for people. `window_tokens` is
+    the model's context where it is known. `control` is the address at which a stand-in takes
+    orders.
     """
 
     name: str
@@ -57,6 +58,7 @@ class DemoBackend:
     entry: Entry
     prices: tuple[Row, ...]
     about: str
+    priced: str
     window_tokens: int | None = None
     control: str | None = None
 
@@ -119,17 +121,17 @@ def real_vendor(kind: Kind, shipped: Shipped, environment: Mapping[str, str]) ->
         if not key or key.startswith(OWN_KEY) or not _speakable(entry["wire"]):
             continue
         models = {SMALL: small, LARGE: large.get(backend, small)}
+        prices = tuple(
+            r for r in shipped.prices if r["backend"] == backend and r["model"] in models.values()
+        )
         return DemoBackend(
             name=backend,
             kind=kind,
             models=models,
             entry={**entry, "models": {m: entry["models"][m] or {} for m in models.values()}},
-            prices=tuple(
-                r
-                for r in shipped.prices
-                if r["backend"] == backend and r["model"] in models.values()
-            ),
-            about=f"real: {small} ({variable} is set)",
+            prices=prices,
+            about=f"{small}, as {variable} is set",
+            priced=f"list price, {prices[0]['source']}" if prices else "unpriced",
         )
     return None
 
@@ -171,7 +173,7 @@ def stand_in(kind: Kind, child: children.Child, shipped: Shipped, day: dt.date) 
     url = children.address(child)
     name, pace = _STAND_INS[kind], PACES[kind]
     about = (
-        f"simulated: scripted words, {pace.ttft_s * 1000:.0f} ms to the first token, "
+        f"scripted words, {pace.ttft_s * 1000:.0f} ms to the first token, "
         f"{1 / pace.itl_s:.0f} tokens/s"
     )
     backend = DemoBackend(
@@ -191,6 +193,7 @@ def stand_in(kind: Kind, child: children.Child, shipped: Shipped, day: dt.date) 
         },
         prices=(),
         about=about,
+        priced="unpriced",
         control=f"{url}/__control",
     )
     if kind is Kind.SELF_HOSTED:
@@ -200,7 +203,7 @@ def stand_in(kind: Kind, child: children.Child, shipped: Shipped, day: dt.date) 
             "limits": {"concurrency_max": CONCURRENCY_MAX},
             "models": {m: {"context_tokens": window} for m in _SCRIPTED.values()},
         }
-        return replace(backend, entry=entry, window_tokens=window, about=f"{about}; unpriced")
+        return replace(backend, entry=entry, window_tokens=window)
     donors = {alias: _donor(kind, alias, shipped, day) for alias in _SCRIPTED}
     prices = tuple(
         _borrowed(row, name, _SCRIPTED[alias]) for alias, row in donors.items() if row is not None
@@ -209,7 +212,7 @@ def stand_in(kind: Kind, child: children.Child, shipped: Shipped, day: dt.date) 
     return replace(
         backend,
         prices=prices,
-        about=about + (f"; priced as {first['backend']}/{first['model']}" if first else ""),
+        priced=f"priced as {first['backend']}/{first['model']}" if first else "unpriced",
     )
 
 
@@ -276,8 +279,8 @@ def found_engine(which: str, shipped: Shipped) -> DemoBackend:
         models={SMALL: model},
         entry={**entry, "limits": limits, "models": models},
         prices=(),
-        about=f"real: {model} on the {which} that was found at {base}; unpriced, as nobody "
-        "declared what it costs",
+        about=f"{model} on the {which} found at {base}",
+        priced="unpriced: nobody declared what its tokens cost",
         window_tokens=window,
     )
 
@@ -344,7 +347,8 @@ def llama_backend(
             "models": {server.model: model},
         },
         prices=(row,),
-        about=f"real: Gemma 3 270M, 4-bit, on llama.cpp on this machine's CPU; {row['source']}",
+        about="Gemma 3 270M, 4-bit, on llama.cpp on this machine's CPU",
+        priced=row["source"],
         window_tokens=window,
     )
 

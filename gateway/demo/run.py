@@ -112,6 +112,9 @@ class Demo:
                     self.serving = True
                     self.screen.serving(url, key, self.home)
                     await self._serve(store, gateway)
+            except asyncio.CancelledError:
+                self.screen.stopping()
+                raise
             finally:
                 await store.close()
         return FINE if summary.held else BROKEN

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -28,10 +29,10 @@ from gateway.domain.outcome import RequestRecord
 WIDTH_MAX = 100
 KINDS = {
     Kind.SELF_HOSTED: "self-hosted",
-    Kind.MANAGED: "managed host",
+    Kind.MANAGED: "managed",
     Kind.CLOSED_API: "closed API",
 }
-SIMULATED = "[yellow]simulated[/]"
+SIMULATED, REAL = "[yellow]simulated[/]", "[green]real[/]"
 
 
 class Screen:
@@ -67,15 +68,16 @@ class Screen:
         table.add_column(no_wrap=True)
         table.add_column()
         for backend in backends:
-            about = escape(backend.about).replace("simulated:", f"{SIMULATED}:", 1)
+            label = SIMULATED if backend.simulated else REAL
+            lines = [f"{label} {escape(backend.about)}", f"[dim]{escape(backend.priced)}[/]"]
             if hints.get(backend.name):
-                about += f"\n[dim]real with {_either(hints[backend.name])}[/]"
-            table.add_row(KINDS[backend.kind], backend.name, about)
+                lines.append(f"[dim]real with {_either(hints[backend.name])}[/]")
+            table.add_row(KINDS[backend.kind], backend.name, "\n".join(lines))
         seconds = time.monotonic() - began
         table.add_row(
             "gateway",
             "",
-            f"{url}, SQLite and policies in {escape(str(home))}, ready in {seconds:.1f} s",
+            f"{url}, on SQLite, ready after {seconds:.1f} s\n[dim]home {escape(str(home))}[/]",
         )
         self._out.print(Padding(table, (1, 0, 1, 0)))
 
@@ -107,19 +109,19 @@ class Screen:
     def _where(self, summary: Summary) -> None:
         count = len(summary.served)
         self._title(f"Where {count} requests went", f"in {summary.seconds:.1f} s")
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
         table.add_column("backend", no_wrap=True)
-        for name in ("requests", "tokens in", "cached", "out", "TTFT", "TPS", "cost"):
+        for name in ("sent", "in", "cached", "out", "TTFT", "TPS", "cost"):
             table.add_column(name, justify="right", no_wrap=True)
         for line in summary.lines:
-            label = KINDS[Kind(line.kind)] + (f", {SIMULATED}" if line.simulated else ", real")
+            label = f"{KINDS[Kind(line.kind)]}, {SIMULATED if line.simulated else REAL}"
             table.add_row(
                 f"{line.backend}\n[dim]{label}[/]",
                 str(line.requests),
                 f"{line.tokens_in:,}",
                 f"{line.cached:,}",
                 f"{line.tokens_out:,}",
-                "–" if line.ttft_s is None else f"{line.ttft_s:.2f} s",
+                _time(line.ttft_s),
                 "–" if line.tps is None else f"{line.tps:.0f}",
                 _cost(line.cost_nano_usd, line.unpriced),
             )
@@ -151,21 +153,27 @@ class Screen:
             else ""
         )
         self._out.print(
-            "[dim]TTFT: time to the first token; TPS: tokens a second after it; both medians of "
-            f"streams, at the client.{overhead}{simulated}[/]\n"
+            "[dim]in, cached, out: tokens. TTFT: time to the first of them; TPS: tokens a second "
+            f"after it; medians of streams, at the client.{overhead}{simulated}[/]"
         )
+        if (sample := summary.sample) is not None:
+            asked, said = sample.heard.work.turns[0], sample.heard.text.strip()
+            self._out.print(f"[dim]{sample.row.backend}:[/] “{escape(asked)}” → “{escape(said)}”")
+        self._out.print()
 
     def _why(self, summary: Summary) -> None:
         self._title("Why")
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=True)
-        table.add_column(justify="right")
         table.add_column(no_wrap=True)
+        table.add_column(justify="right")
         table.add_column(style="bold", no_wrap=True)
         table.add_column()
+        before: str | None = ""
         for reason in summary.reasons:
+            name, before = "" if reason.backend == before else reason.backend, reason.backend
             table.add_row(
+                "nobody" if name is None else name,
                 str(reason.count),
-                escape(reason.backend or "nobody"),
                 reason.word,
                 escape(reason.because),
             )
@@ -191,7 +199,7 @@ class Screen:
             predicted = ", ".join(
                 (
                     "unpriced" if cost is None else f"${cost}",
-                    "never measured yet" if seconds is None else f"{seconds:.2f} s",
+                    "not measured yet" if seconds is None else _time(seconds),
                 )
             )
             table.add_row(
@@ -229,11 +237,9 @@ class Screen:
         print_("or, in code:\n")
         print_("  from openai import OpenAI")
         print_(f'  client = OpenAI(base_url="{url}/v1", api_key="{key}")\n', soft_wrap=True)
-        print_(
-            f"[dim]Look around: WEIGHBRIDGE_HOME={escape(str(home))} WEIGHBRIDGE_POLICY=demo "
-            "weighbridge routes"
-        )
-        print_("Each further request is a line here.[/]\n")
+        where = f"WEIGHBRIDGE_HOME={escape(str(home))} WEIGHBRIDGE_POLICY=demo"
+        print_(f"[dim]Look around: {where} weighbridge routes[/]", soft_wrap=True)
+        print_("[dim]Each further request is a line here.[/]\n")
 
     def passed(self, row: RequestRecord) -> None:
         """One more request went through."""
@@ -246,9 +252,12 @@ class Screen:
             f"{dollars(row.cost_nano_usd)}"
         )
 
+    def stopping(self) -> None:
+        self._out.print("\n[dim]Stopping.[/]")
+
     def stopped(self, *, after_all: bool) -> None:
         text = "Everything is stopped." if after_all else "Stopped before the end."
-        self._out.print(f"\n[dim]{text}[/]")
+        self._out.print(f"[dim]{text}[/]")
 
     def failed(self, text: str) -> None:
         self._err.print(f"weighbridge: {escape(text)}", style="red")
@@ -264,8 +273,14 @@ def _cost(nano: int | None, unpriced: int) -> str:
     return "unpriced" if not nano else f"{dollars(nano)} + unpriced"
 
 
-def _attempt(each: Mapping[str, object]) -> str:
-    head = f"{each['outcome']}, HTTP {each['status']} after {each['seconds']} s"
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def _attempt(each: Mapping[str, Any]) -> str:
+    head = f"{each['outcome']}, HTTP {each['status']} after {_time(each['seconds'])}"
     price = each["price"]
     if not isinstance(price, Mapping):
         return head if each["error"] is None else f"{head} ({each['error']}); nothing charged"
@@ -273,8 +288,9 @@ def _attempt(each: Mapping[str, object]) -> str:
     if each["cached_tokens"]:
         terms.append(f"{each['cached_tokens']} cached × ${price['cached_input_usd_per_mtok']}")
     terms.append(f"{each['output_tokens']} out × ${price['output_usd_per_mtok']}")
+    source = str(price["source"]).partition(";")[0]
     return (
-        f"{head}, first token after {each['ttft_s']} s\n"
+        f"{head}, first token after {_time(each['ttft_s'])}\n"
         f"{' + '.join(terms)} per million = ${each['cost_usd']}\n"
-        f"[dim]tokens {each['usage_source']} by the backend; price {escape(str(price['id']))}[/]"
+        f"[dim]tokens {each['usage_source']} by the backend; {escape(source)}[/]"
     )

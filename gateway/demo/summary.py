@@ -74,13 +74,17 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """The whole. `overhead_ms` is the median of what the gateway itself took per request."""
+    """The whole. `explained` is the request with most to tell, `sample` an answer of a real model.
+
+    `overhead_ms` is the median of what the gateway itself took of a request.
+    """
 
     lines: tuple[Line, ...]
     reasons: tuple[Reason, ...]
     claims: tuple[Claim, ...]
     served: tuple[Served, ...]
     explained: Served
+    sample: Served | None
     overhead_ms: float | None
     seconds: float
 
@@ -106,12 +110,15 @@ def summarise(
     served: Sequence[Served], backends: Sequence[DemoBackend], *, sent: int, seconds: float
 ) -> Summary:
     """`sent` is the number of requests that went out."""
+    real = {b.name for b in backends if not b.simulated}
+    said = (s for s in served if s.row.backend in real and s.heard.work.kind == "batch")
     overheads = [s.row.overhead_us for s in served if s.row.overhead_us is not None]
     return Summary(
         lines=tuple(_line(backend, served) for backend in backends),
-        reasons=_reasons(served),
+        reasons=_reasons(served, [b.name for b in backends]),
         claims=_claims(served, backends, sent),
         served=tuple(served),
+        sample=next(said, None),
         explained=max(served, key=_telling),
         overhead_ms=round(median(overheads) / 1000, 3) if overheads else None,
         seconds=seconds,
@@ -187,14 +194,19 @@ def reason(row: RequestRecord) -> tuple[str, str]:
         return word, f"the first choice failed ({row.attempts[0].http_status})"
     if word == "fallback":
         return word, "; ".join(_OUT[r] for r in sorted(rules & _OUT.keys())) or "next in order"
-    if word == "preferred" and len(decision["order"]) == 1 and rules == {"privacy"}:
-        return word, f"the only one cleared for {row.privacy_class} data"
+    if word != "affinity" and len(decision["order"]) == 1:
+        if rules == {"privacy"}:
+            return word, f"the only one cleared for {row.privacy_class} data"
+        if not rules:
+            return word, f"the only one behind {row.alias}"
     return word, _BECAUSE[word]
 
 
-def _reasons(served: Iterable[Served]) -> tuple[Reason, ...]:
+def _reasons(served: Iterable[Served], order: Sequence[str]) -> tuple[Reason, ...]:
+    """By backend in this order, then the most frequent first."""
     counts = Counter((one.row.backend, *one.reason) for one in served)
-    return tuple(Reason(*what, n) for what, n in counts.most_common())
+    most = [Reason(*what, n) for what, n in counts.most_common()]
+    return tuple(sorted(most, key=lambda r: (*order, None).index(r.backend)))
 
 
 # --- promises -------------------------------------------------------------------------------------
@@ -240,7 +252,7 @@ def as_document(
     summary: Summary, backends: Sequence[DemoBackend], rates: Mapping[str, Rates]
 ) -> dict[str, Any]:
     """The summary for programs; money in USD as exact decimal strings."""
-    about = {b.name: b.about for b in backends}
+    by_name = {b.name: b for b in backends}
     return {
         "requests": len(summary.served),
         "seconds": round(summary.seconds, 3),
@@ -253,7 +265,8 @@ def as_document(
                 "backend": line.backend,
                 "kind": line.kind,
                 "simulated": line.simulated,
-                "about": about[line.backend],
+                "about": by_name[line.backend].about,
+                "priced": by_name[line.backend].priced,
                 "requests": line.requests,
                 "failed_attempts": line.failed_attempts,
                 "tokens_in": line.tokens_in,

@@ -42,10 +42,9 @@ class Heard:
     @property
     def tps(self) -> float | None:
         """Output tokens per second after the first one."""
-        if self.ttft_s is None or self.last_s is None or (self.output_tokens or 0) < 2:
+        if self.ttft_s is None or self.last_s is None or self.last_s <= self.ttft_s:
             return None
-        seconds = self.last_s - self.ttft_s
-        return (self.output_tokens - 1) / seconds if seconds > 0 else None
+        return max(0, (self.output_tokens or 0) - 1) / (self.last_s - self.ttft_s)
 
 
 class Client:
