@@ -8,8 +8,8 @@ Invariants, held by both implementations (`http_fast`, the hot one; `http_aiohtt
 and by `tests/contract/test_http_clients.py`:
 
 - A client is bound to one origin and keeps that origin's credentials; no argument of `request` can
-  send them elsewhere. No redirect is followed; no proxy, cookie jar, environment variable or netrc
-  is looked at.
+  send them elsewhere. No redirect is followed; no proxy, cookie jar or netrc is looked at, and no
+  environment variable but OpenSSL's own (where its roots are, its key log).
 - Names are resolved, the addresses are checked, and the checked address is what we connect to (no
   DNS rebinding).
 - Every wait has a limit, every buffer has a limit.

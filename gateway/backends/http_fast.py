@@ -424,6 +424,8 @@ class FastHttpResponse:
                 self._fail(cause if isinstance(cause, BadResponse) else BadResponse(f"{error}"))
                 return
         if self._complete:
+            if self._paused:
+                self._pause(False)  # its next exchange wants to hear
             self._detach(reusable=self._reusable)
         elif self._overhead > self._limits.head_bytes_max:
             self._fail(BadResponse("a head, trailer or chunk extension too large"))
