@@ -15,7 +15,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 
@@ -139,6 +139,8 @@ class RedisLink(asyncio.Protocol):
     def _enqueue(
         self, parts: tuple[str | bytes | int, ...], future: asyncio.Future[Any] | None
     ) -> None:
+        if not self._waiting:
+            self._answered_at = self._loop.time()  # nothing was owed: patience starts now
         if not self._outgoing:
             self._loop.call_soon(self._flush)
         self._outgoing.append(hiredis.pack_command(parts))  # type: ignore[arg-type]
@@ -150,7 +152,6 @@ class RedisLink(asyncio.Protocol):
         self._transport.write(b"".join(self._outgoing))
         self._outgoing.clear()
         if self._timer is None:
-            self._answered_at = self._loop.time()
             self._timer = self._loop.call_later(self._timeout_s, self._check)
 
     def _check(self) -> None:
@@ -181,8 +182,7 @@ class RedisLink(asyncio.Protocol):
     # --- asyncio.Protocol ------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
 
     def data_received(self, data: bytes) -> None:
         self._answered_at = self._loop.time()
