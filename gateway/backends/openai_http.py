@@ -352,6 +352,8 @@ class _StreamReply:
     ) -> None:
         choices = document.get("choices")
         raw_usage = document.get("usage")
+        if choices is None and raw_usage is None:
+            return  # a ping, a notice: not a chunk, and SDKs fail on what is not one
         if raw_usage is not None:
             piece.usage = usage_of(raw_usage) or piece.usage
             if not self._usage_wanted:
@@ -373,6 +375,8 @@ class _StreamReply:
                     piece.content = True
                     piece.content_chunks += 1
                     piece.content_chars += chars
+        if b"\n" in payload:  # it came as several data lines; between tokens a blank does as well
+            payload = payload.replace(b"\n", b" ")
         out.append(b"data: ")
         out.append(self._rename(payload, document))
         out.append(b"\n\n")
