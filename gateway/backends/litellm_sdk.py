@@ -184,6 +184,13 @@ def _names_remote_media(messages: object) -> bool:
 
 # ---- one exchange ----------------------------------------------------------------------------
 
+_DONE: Final = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\]")
+_FINISH_MARKS: Final = {
+    # litellm's translator of Gemini calls every chunk finished; only the vendor's word is evidence.
+    "vertex_and_google_ai_studio_gemini": re.compile(rb'(?<!\\)"finishReason"'),
+}
+"""By litellm's module: what in the vendor's bytes says that it finished."""
+
 _NOT_SENT: Final = _words(
     "accept-encoding connection content-length cookie host keep-alive openai-organization"
     " openai-project te trailer transfer-encoding upgrade user-agent"
@@ -221,10 +228,22 @@ class _Exchange:
     """The one request of one call: what litellm's HTTP clients become.
 
     `error` is what we know better than litellm; `tail` the last bytes read, where an error event
-    can be found that litellm retold. `deadline` (loop time) is when the backend must have spoken.
+    can be found that litellm retold. `ended`: the vendor's own mark of a whole stream was read.
+    `deadline` (loop time) is when the backend must have spoken.
     """
 
-    __slots__ = ("_call", "_clock", "_response", "_route", "_sent", "deadline", "error", "tail")
+    __slots__ = (
+        "_call",
+        "_clock",
+        "_response",
+        "_route",
+        "_sent",
+        "deadline",
+        "end_mark",
+        "ended",
+        "error",
+        "tail",
+    )
 
     def __init__(self, route: _Route, call: Call) -> None:
         self._route = route
@@ -235,6 +254,8 @@ class _Exchange:
         self.deadline = self._clock() + call.connect_s_max + call.first_chunk_s_max
         self.error: UpstreamError | None = None
         self.tail = b""
+        self.end_mark = _DONE
+        self.ended = False
 
     @property
     def _left_s(self) -> float:
@@ -301,12 +322,8 @@ class _Exchange:
         if not self.tail:
             block = block.removeprefix(b"\xef\xbb\xbf")  # else the first event would be lost
         self.tail = self.tail[-_TAIL_BYTES:] + block
+        self.ended = self.ended or self.end_mark.search(self.tail) is not None
         return block
-
-    @property
-    def done(self) -> bool:
-        """Whether OpenAI's end mark was read."""
-        return _DONE.search(self.tail) is not None
 
     async def farewell(self) -> None:
         """Take the end of a body that was read to its last event: the connection serves again."""
@@ -344,9 +361,6 @@ class _Exchange:
             detail=f"{backend}: {clean(f'{type(error).__name__}: {error}', 500)}",
             upstream_code=code,
         )
-
-
-_DONE: Final = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\]")
 
 
 async def _refusal(response: HttpResponse, backend: str) -> UpstreamError:
@@ -649,6 +663,9 @@ _FINISH_REASONS: Final = frozenset(
 )
 
 
+_END: Final = object()
+
+
 class _StreamReply:
     """A stream: one chunk of litellm's is one piece."""
 
@@ -661,6 +678,7 @@ class _StreamReply:
         "_created",
         "_ended",
         "_exchange",
+        "_finish_late",
         "_finished",
         "_id",
         "_primed",
@@ -679,6 +697,7 @@ class _StreamReply:
         self._id: str | None = None
         self._created = int(time.time())
         self._choices: set[int] = set()
+        self._finish_late: dict[int, str] | None = None
         self._usage: dict[str, Any] = {}
         self._finished = self._ended = False
         self._primed: Piece | None = None
@@ -688,7 +707,11 @@ class _StreamReply:
         """Wait for the first chunk: some vendors' requests are sent only now."""
         if getattr(wrapper, "completion_stream", None) is None:
             await wrapper.fetch_stream()
-        reply = cls(aiter(wrapper.completion_stream), exchange, call)
+        chunks = wrapper.completion_stream
+        reply = cls(aiter(chunks), exchange, call)
+        mark = _FINISH_MARKS.get(type(chunks).__module__.rpartition(".")[2])
+        if mark is not None:
+            exchange.end_mark, reply._finish_late = mark, {}
         reply._primed = await reply.next()
         if reply._primed is None:
             raise UpstreamBroken("The backend sent an empty stream.", detail=call.backend.name)
@@ -700,8 +723,10 @@ class _StreamReply:
             return primed
         while not self._ended:
             try:
-                chunk = await anext(self._chunks, None)
-                piece = await self._end() if chunk is None else self._piece(chunk)
+                chunk = await anext(self._chunks, _END)
+                if chunk is None:  # some translators answer so to what says nothing
+                    continue
+                piece = await self._end() if chunk is _END else self._piece(chunk)
             except UpstreamError:
                 self.close()
                 raise
@@ -737,6 +762,9 @@ class _StreamReply:
         delta = choice.setdefault("delta", {})
         _lift(delta)
         finish = choice.setdefault("finish_reason", None)
+        if finish and self._finish_late is not None:
+            self._finish_late[index] = finish
+            finish = choice["finish_reason"] = None
         if not finish and all(value in ("", None) for value in delta.values()):
             return False
         if index not in self._choices:
@@ -765,14 +793,21 @@ class _StreamReply:
 
     async def _end(self) -> Piece | None:
         self._ended = True
-        if not (self._finished or self._exchange.done):
+        if not (self._exchange.ended or self._finished):
             raise UpstreamBroken(
                 "The backend ended the stream before it was finished.", detail=self._backend
             )
         await self._exchange.farewell()
-        if not self._usage_wanted or _reported(self._usage) is None:
-            return None
-        return Piece(self._event({}, [], usage=self._usage))
+        last = Piece(b"")
+        if self._finish_late:
+            choices = [
+                {"index": index, "delta": {}, "finish_reason": finish}
+                for index, finish in self._finish_late.items()
+            ]
+            last.data, last.finished = self._event({}, choices), True
+        if self._usage_wanted and _reported(self._usage) is not None:
+            last.data += self._event({}, [], usage=self._usage)
+        return last if last.data else None
 
     def _event(self, document: dict[str, Any], choices: list[Any], **more: object) -> bytes:
         named = {

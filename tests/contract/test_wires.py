@@ -21,10 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.backends.base import Piece, Wire
+from gateway.backends.http_client import ConnectFailed, Origin
 from gateway.backends.http_fast import FastHttpClient
 from gateway.backends.litellm_sdk import LitellmWire
 from gateway.backends.openai_http import OpenAIHttpWire
-from gateway.domain.catalog import Backend
+from gateway.domain.catalog import Backend, Kind
 from gateway.domain.errors import (
     UpstreamBroken,
     UpstreamBusy,
@@ -763,6 +764,101 @@ async def test_an_error_event_keeps_its_meaning(litellm_wire, vendor: ScriptedVe
     answer = await drive(litellm_wire, call(anthropic(vendor), "claude-x"))
     assert (type(answer.error), answer.error.status) == (UpstreamBusy, 529)
     assert answer.text() == "seven kilos"
+
+
+def gemini(vendor: ScriptedVendor) -> Backend:
+    return backend(vendor.url, base_url=f"{vendor.url}/v1beta", vendor="gemini")
+
+
+def gemini_stream(*texts: str, finish: str | None, **usage: int) -> bytes:
+    events = []
+    for number, text in enumerate(texts):
+        candidate = {"content": {"role": "model", "parts": [{"text": text}]}, "index": 0}
+        document: dict[str, object] = {"candidates": [candidate]}
+        if finish is not None and number == len(texts) - 1:
+            candidate["finishReason"] = finish
+            document["usageMetadata"] = usage
+        events.append(b"data: %b\n\n" % orjson.dumps(document))
+    return b"".join(events)
+
+
+GEMINI_PATH = "/v1beta/models/gem:streamGenerateContent"
+
+
+@in_litellm
+@pytest.mark.parametrize(
+    ("word", "finish"), [("STOP", "stop"), ("MAX_TOKENS", "length"), ("SAFETY", "content_filter")]
+)
+async def test_gemini_speaks_openai(litellm_wire, vendor: ScriptedVendor, word: str, finish: str):
+    body = gemini_stream(
+        "seven ",
+        'kilos, \\"finishReason\\"',
+        "!",
+        finish=word,
+        promptTokenCount=9,
+        candidatesTokenCount=5,
+        totalTokenCount=14,
+    )
+    vendor.pages[GEMINI_PATH] = Page(200, "text/event-stream", body)
+    answer = await drive(litellm_wire, call(gemini(vendor), "gem", usage_wanted=True))
+    assert answer.error is None, answer.error.detail
+    assert answer.text() == 'seven kilos, \\"finishReason\\"!'
+    finishes = [choice["finish_reason"] for choice in answer.choices()]
+    assert finishes == [None] * (len(finishes) - 1) + [finish]
+    assert (answer.usage.prompt, answer.usage.output) == (9, 5)
+    assert len(answer.shown_usage) == 1
+    assert vendor.log[-1].headers["x-goog-api-key"] == SECRET
+
+
+@in_litellm
+async def test_a_cut_gemini_stream_gets_no_invented_end(litellm_wire, vendor: ScriptedVendor):
+    # litellm calls each of these chunks finished.
+    body = gemini_stream("seven ", '"finishReason": "STOP"', finish=None)
+    vendor.pages[GEMINI_PATH] = Page(200, "text/event-stream", body)
+    answer = await drive(litellm_wire, call(gemini(vendor), "gem"))
+    assert type(answer.error) is UpstreamBroken
+    assert answer.text() == 'seven "finishReason": "STOP"'
+    assert not any(choice["finish_reason"] for choice in answer.choices())
+
+
+OWN_ADDRESSES = {
+    "anthropic": "https://api.anthropic.com",
+    "gemini": "https://generativelanguage.googleapis.com",
+    "bedrock": "https://bedrock-runtime.eu-west-1.amazonaws.com",
+    "cohere_chat": "https://api.cohere.com",
+    "openrouter": "https://openrouter.ai",
+}
+
+
+@in_litellm
+@pytest.mark.parametrize("name", OWN_ADDRESSES)
+async def test_without_an_address_the_vendors_own_is_asked(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(variable, "test")
+    monkeypatch.setenv("AWS_REGION_NAME", "eu-west-1")
+    asked = []
+
+    class Client:
+        async def request(self, method: str, path: str, *_: object, **__: object) -> None:
+            asked.append((method, path))
+            raise ConnectFailed("no network in tests")
+
+        async def aclose(self) -> None: ...
+
+    def connect(origin: Origin, *, network: str, **_: object) -> Client:
+        asked.append((str(origin), network))
+        return Client()
+
+    wire = LitellmWire(lambda _: SECRET, connect)
+    model = "us.amazon.nova-lite-v1:0" if name == "bedrock" else "any"
+    what = backend("", base_url="", vendor=name, kind=Kind.CLOSED_API)
+    for stream in (True, False):
+        answer = await drive(wire, call(what, model, stream=stream))
+        assert type(answer.error) is UpstreamUnreachable, answer.error.detail
+    assert asked[0] == (OWN_ADDRESSES[name], "public")
+    assert [method for method, _ in asked[1:]] == ["POST", "POST"]
 
 
 ANTHROPIC_REFUSALS = [
