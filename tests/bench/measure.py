@@ -136,6 +136,7 @@ class Cpu:
     """One round of one contender, in microseconds of CPU time of the process tree."""
 
     request_us: float
+    alone_us: float  # a request while no other is under way: nothing is shared between requests
     stream_us: float  # a streamed request, its chunks apart
     chunk_us: float
 
@@ -414,8 +415,8 @@ def _round(
 
 
 def _cpu(bench: Bench, running: Running, figures: Figures, plan: Plan) -> Cpu | None:
-    def each_us(**of: object) -> float:
-        spec = _spec(running, concurrency=plan.concurrency, **of)
+    def each_us(concurrency: int = plan.concurrency, **of: object) -> float:
+        spec = _spec(running, concurrency=concurrency, **of)
         figures.note(bench.run(replace(spec, duration_s=plan.warm_s)))
         process.settle(running.pid)
         before_ns = process.tree_cpu_ns(running.pid)
@@ -430,11 +431,12 @@ def _cpu(bench: Bench, running: Running, figures: Figures, plan: Plan) -> Cpu | 
         )
 
     request_us = each_us(duration_s=plan.unary_s)
+    alone_us = each_us(1, duration_s=plan.unary_s / 2)
     short_us, long_us = stream_us(plan.chunks_short), stream_us(plan.chunks_long)
     chunk_us = (long_us - short_us) / (plan.chunks_long - plan.chunks_short)
-    if math.isnan(request_us + chunk_us):
+    if math.isnan(request_us + alone_us + chunk_us):
         return None  # not one whole answer; the errors are in the figures
-    return Cpu(request_us, short_us - plan.chunks_short * chunk_us, chunk_us)
+    return Cpu(request_us, alone_us, short_us - plan.chunks_short * chunk_us, chunk_us)
 
 
 def _ttft(bench: Bench, running: Running, figures: Figures | None, plan: Plan) -> Ttft | None:

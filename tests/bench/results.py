@@ -16,6 +16,10 @@ def _request_ms(f: Figures) -> float | None:
     return None if (us := f.median(lambda c: c.request_us)) is None else us / 1e3
 
 
+def _alone_ms(f: Figures) -> float | None:
+    return None if (us := f.median(lambda c: c.alone_us)) is None else us / 1e3
+
+
 def _stream_ms(f: Figures) -> float | None:
     return None if (us := f.median(lambda c: c.stream_us)) is None else us / 1e3
 
@@ -96,6 +100,7 @@ def table(report: Report) -> str:
         ("**CPU per request**, ms", lambda f: _number(_request_ms(f), 3)),
         ("least – most", lambda f: _range([c.request_us / 1e3 for c in f.cpu], 3)),
         ("× bare", lambda f: _times(_request_ms(f), _request_ms(bare))),
+        ("one request at a time, ms", lambda f: _number(_alone_ms(f), 3)),
         ("**CPU per streamed chunk**, µs", lambda f: _number(_chunk_us(f), 1)),
         ("least – most", lambda f: _range([c.chunk_us for c in f.cpu], 1)),
         ("× bare", lambda f: _times(_chunk_us(f), _chunk_us(bare))),

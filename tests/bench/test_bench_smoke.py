@@ -220,10 +220,14 @@ def test_a_contender_that_does_not_exist_is_a_usage_error() -> None:
 
 def _report() -> Report:
     direct = Figures("direct", ttft=[Ttft(0.2, 0.4, 600)])
-    bare = Figures("bare", cpu=[Cpu(100, 150, 35)], ready_s=[0.2], idle_bytes=20_000_000)
+    bare = Figures("bare", cpu=[Cpu(100, 200, 150, 35)], ready_s=[0.2], idle_bytes=20_000_000)
     ours = Figures(
         "weighbridge",
-        cpu=[Cpu(300, 350, 20), Cpu(900, 950, 80), Cpu(500, 550, 40)],
+        cpu=[
+            Cpu(300, 700, 350, 20),
+            Cpu(900, 990, 950, 80),
+            Cpu(500, 800, 550, 40),
+        ],
         ttft=[Ttft(1.0, 4.0, 600), Ttft(1.5, 12.0, 600), Ttft(1.2, 11.0, 600)],
         ready_s=[1.0],
         crowd=Crowd(1_000, 1_000, 0, 30_000_000),
@@ -240,6 +244,7 @@ def test_the_page_gives_medians_ratios_gates_and_what_is_missing() -> None:
     assert column["**CPU per request**, ms"] == "0.500"
     assert column["least – most"] == "0.300 – 0.900"
     assert column["× bare"] == "5.0"
+    assert column["one request at a time, ms"] == "0.800"
     assert column["**CPU per streamed chunk**, µs"] == "40.0"
     assert column["p99, ms"] == "11.00"
     assert column["memory per stream, kB"] == "30.0"
