@@ -287,9 +287,10 @@ def found_engine(which: str, shipped: Shipped) -> DemoBackend:
 
 def _vllm(base: str) -> tuple[str, int | None]:
     """The first model and its context. Anything may listen on port 8000, so it must say vllm."""
-    models = _get(f"{base}/models")["data"]
-    card = next(card for card in models if card["owned_by"] == "vllm")
-    return str(card["id"]), card.get("max_model_len")
+    cards = [c for c in _get(f"{base}/models")["data"] if c["owned_by"] == "vllm"]
+    if not cards:
+        raise ValueError("something else listens there")
+    return str(cards[0]["id"]), cards[0].get("max_model_len")
 
 
 def _ollama(base: str) -> tuple[str, int | None]:
