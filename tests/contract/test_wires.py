@@ -745,6 +745,66 @@ async def test_anthropic_speaks_openai(litellm_wire, vendor: ScriptedVendor, usa
     assert "authorization" not in sent.headers
 
 
+def block(index: int, start: dict, *deltas: dict) -> Iterator[dict]:
+    yield {"type": "content_block_start", "index": index, "content_block": start}
+    for delta in deltas:
+        yield {"type": "content_block_delta", "index": index, "delta": delta}
+    yield {"type": "content_block_stop", "index": index}
+
+
+def typed(*parts: str) -> Iterator[dict]:
+    return ({"type": "input_json_delta", "partial_json": part} for part in parts)
+
+
+TOOL_USE = {"type": "tool_use", "id": "toolu_1", "name": "weigh", "input": {}}
+CALLED = {
+    "type": "message_delta",
+    "delta": {"stop_reason": "tool_use"},
+    "usage": {"output_tokens": 9},
+}
+
+
+@in_litellm
+async def test_anthropics_thoughts_and_tool_calls(litellm_wire, vendor: ScriptedVendor):
+    thought = {"type": "thinking_delta", "thinking": "hm, heavy"}
+    body = sse(
+        STARTED[0],
+        *block(0, {"type": "thinking", "thinking": "", "signature": ""}, thought),
+        *block(1, TOOL_USE, *typed('{"cart"', ": 7}")),
+        *block(2, {**TOOL_USE, "id": "toolu_2", "name": "book"}, *typed("{}")),
+        CALLED,
+        {"type": "message_stop"},
+    )
+    vendor.pages["/v1/messages"] = Page(200, "text/event-stream", body)
+    tool = {"type": "function", "function": {"name": "weigh", "parameters": {"type": "object"}}}
+    answer = await drive(litellm_wire, call(anthropic(vendor), "claude-x", tools=[tool]))
+    assert answer.error is None, answer.error.detail
+    deltas = [choice["delta"] for choice in answer.choices()]
+    assert "".join(d.get("reasoning_content") or "" for d in deltas) == "hm, heavy"
+    calls: dict[int, str] = {}
+    for tool_call in (c for delta in deltas for c in delta.get("tool_calls", ())):
+        function = tool_call["function"]
+        said = (tool_call.get("id") or "") + (function.get("name") or "") + function["arguments"]
+        calls[tool_call["index"]] = calls.get(tool_call["index"], "") + said
+    assert calls == {0: 'toolu_1weigh{"cart": 7}', 1: "toolu_2book{}"}
+    assert answer.choices()[-1]["finish_reason"] == "tool_calls"
+    assert any(piece.content for piece in answer.pieces)
+
+
+@in_litellm
+async def test_json_by_way_of_anthropics_tools_is_content(litellm_wire, vendor: ScriptedVendor):
+    use = {**TOOL_USE, "name": "json_tool_call"}
+    body = sse(STARTED[0], *block(0, use, *typed('{"cart"', ": 7}")), CALLED)
+    vendor.pages["/v1/messages"] = Page(200, "text/event-stream", body)
+    schema = {"type": "object", "properties": {"cart": {"type": "integer"}}}
+    shape = {"type": "json_schema", "json_schema": {"name": "cart", "schema": schema}}
+    model = "claude-3-7-sonnet-20250219"  # litellm chooses this way for older models
+    answer = await drive(litellm_wire, call(anthropic(vendor), model, response_format=shape))
+    assert answer.error is None, answer.error.detail
+    assert orjson.loads(answer.text()) == {"cart": 7}
+    assert answer.choices()[-1]["finish_reason"] == "stop"
+
+
 @in_litellm
 async def test_a_cut_stream_gets_no_invented_end(litellm_wire, vendor: ScriptedVendor):
     vendor.pages["/v1/messages"] = Page(200, "text/event-stream", sse(*STARTED))
