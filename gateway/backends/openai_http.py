@@ -227,6 +227,8 @@ class _StreamReply:
         "_primed",
         "_rename",
         "_response",
+        "_running_usage_wanted",
+        "_usage_event",
         "_usage_wanted",
     )
 
@@ -236,6 +238,9 @@ class _StreamReply:
         self._response = response
         self._backend = call.backend.name
         self._usage_wanted = call.request.usage_wanted
+        options = call.request.document.get("stream_options") or {}
+        self._running_usage_wanted = bool(options.get("continuous_usage_stats"))
+        self._usage_event: dict[str, Any] | None = None
         self._alias = call.request.alias
         self._rename = Renamer(self._alias)
         self._events = EventStream()
@@ -274,6 +279,9 @@ class _StreamReply:
                 self._response.close()
                 raise self._error
             if self._ended:
+                if self._usage_event is not None:
+                    event, self._usage_event = self._usage_event, None
+                    return Piece(b"data: %b\n\n" % orjson.dumps(event))
                 await self._farewell()
                 return None
             try:
@@ -356,12 +364,10 @@ class _StreamReply:
             return  # a ping, a notice: not a chunk, and SDKs fail on what is not one
         if raw_usage is not None:
             piece.usage = usage_of(raw_usage) or piece.usage
-            if not self._usage_wanted:
+            if not (choices and self._running_usage_wanted):
+                self._take_usage(document, raw_usage)
                 if not choices:
-                    return  # the usage-only event exists because we asked for it
-                del document["usage"]
-                if "model" in document:
-                    document["model"] = self._alias
+                    return
                 payload = orjson.dumps(document)
         if choices:
             for choice in choices:
@@ -380,6 +386,20 @@ class _StreamReply:
         out.append(b"data: ")
         out.append(self._rename(payload, document))
         out.append(b"\n\n")
+
+    def _take_usage(self, document: dict[str, Any], usage: Any) -> None:
+        """Off the chunk: it is told once, last and alone, to who asked for it.
+
+        So says OpenAI's reference; vendors tell it on the last chunk, on each, or twice, and
+        LangChain adds up whatever comes.
+        """
+        if "model" in document:
+            document["model"] = self._alias
+        if self._usage_wanted:
+            self._usage_event = {**document, "choices": [], "usage": usage}
+            document["usage"] = None
+        else:
+            del document["usage"]
 
 
 class _WholeReply:
