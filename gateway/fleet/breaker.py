@@ -3,8 +3,9 @@
 After linkerd2-proxy's unified breaker: five failures in a row, or fewer than 80 % successes over
 the last 30 s with at least 20 samples. While open nothing is sent; then one probe at a time
 decides, and each failed probe doubles the wait (full jitter is not needed: one process, one
-probe). A 429 counts in the share, fails a probe, but does not count as part of a run: busy is not
-broken. Time is an argument everywhere (monotonic seconds).
+probe). Only a probe speaks while it is open: what was sent before and fails late would, in a burst,
+double the wait to its bound at once. A 429 counts in the share, fails a probe, but does not count
+as part of a run: busy is not broken. Time is an argument everywhere (monotonic seconds).
 """
 
 from __future__ import annotations
@@ -60,14 +61,15 @@ class Breaker:
     def success(self, now: float) -> None:
         self._count(now, good=True)
         self._run = 0
-        if self._open_until is not None:  # the probe came back
+        if self._probing_until:  # the probe came back
             self._reset()
 
     def failure(self, now: float, *, busy: bool = False) -> None:
         self._count(now, good=False)
         if self._open_until is not None:
-            self._open_s = min(self._open_s * 2, OPEN_S_MAX)
-            self._open(now)
+            if self._probing_until:
+                self._open_s = min(self._open_s * 2, OPEN_S_MAX)
+                self._open(now)
             return
         if not busy:
             self._run += 1

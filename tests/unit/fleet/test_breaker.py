@@ -57,6 +57,15 @@ def test_one_probe_goes_while_the_others_wait() -> None:
     assert breaker.state(1.2) == "closed"
 
 
+def test_only_a_probe_speaks_while_it_is_open() -> None:
+    """What was sent before it opened comes back late: it neither doubles the wait nor ends it."""
+    breaker = Breaker()
+    failed(breaker, RUN_MAX + 50)
+    assert breaker.retry_after_s(0.0) == 1.0
+    breaker.success(0.5)
+    assert breaker.state(0.5) == "open"
+
+
 def test_a_probe_that_is_lost_does_not_lock_it_for_ever() -> None:
     breaker = Breaker()
     failed(breaker, RUN_MAX)
