@@ -48,6 +48,7 @@ from gateway.domain.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from gateway.domain.request import Endpoint, ModelRequest
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 ERROR_BYTES_MAX = 64 * 1024
@@ -210,6 +211,15 @@ async def _raise_status(response: HttpResponse, backend: str) -> NoReturn:
     raise from_status(response.status, body, response.headers, backend)
 
 
+def _choices_asked(request: ModelRequest) -> int:
+    """How many choices must finish; a legacy completion has `n` for each of its prompts."""
+    if request.endpoint is Endpoint.COMPLETIONS:
+        prompt = request.document["prompt"]
+        if type(prompt) is list and type(prompt[0]) is not int:
+            return request.choices * len(prompt)
+    return request.choices
+
+
 class _StreamReply:
     """A stream: several events that came in one block make one piece."""
 
@@ -217,6 +227,7 @@ class _StreamReply:
     __slots__ = (
         "_alias",
         "_backend",
+        "_choices_left",
         "_clock",
         "_deadline",
         "_ended",
@@ -249,6 +260,7 @@ class _StreamReply:
         # Until something was said the whole wait for the first chunk counts, then each silence.
         self._deadline = deadline
         self._error: UpstreamError | None = None
+        self._choices_left = set(range(_choices_asked(call.request)))
         self._finished = self._ended = False
         self._primed: Piece | None = None
 
@@ -290,7 +302,7 @@ class _StreamReply:
                 )
                 payloads = self._events.feed(block) if block else self._events.end()
             except TransportError as error:
-                if isinstance(error, ClosedEarly) and self._finished:
+                if isinstance(error, ClosedEarly | IdleTimeout) and self._finished:
                     self._ended = True  # everything was said; the farewell was rude
                     continue
                 _raise(error, self._backend)
@@ -374,7 +386,9 @@ class _StreamReply:
                 if type(choice) is not dict:
                     continue
                 if choice.get("finish_reason") is not None:
-                    piece.finished = True
+                    index = choice.get("index")
+                    self._choices_left.discard(index if type(index) is int else 0)
+                    piece.finished = not self._choices_left
                 delta = choice.get("delta")
                 chars = said(delta) if type(delta) is dict else len(choice.get("text") or "")
                 if chars:
