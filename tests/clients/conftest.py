@@ -59,7 +59,7 @@ def _catalog(url: str) -> dict[str, Any]:
     backends: dict[str, Any] = {}
     aliases: dict[str, Any] = {}
     for variant in VARIANTS:
-        silent = variant.startswith(("stall", "hang"))
+        silent = variant.startswith(("stall", "hang", "silent"))
         for sdk in CLIENTS:
             for form in ("stream", "whole"):
                 name = alias_of(variant, sdk, form)

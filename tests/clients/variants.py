@@ -122,6 +122,9 @@ _EXPECTED: dict[str, tuple[Any, ...]] = {
 _ELSEWHERE = {"huge_line_after_3", "overrun"}
 
 _PINGED = Script(tokens=TOKENS, itl_s=0.02, ping_every_s=0.005, text=TEXT)
+_FINISHED = Script(
+    tokens=TOKENS, text=TEXT, finish="on_last_chunk", usage="none", fault_after=TOKENS
+)
 _FOREIGN = Script(tokens=TOKENS, itl_s=0.002, fault="garbage_line", fault_after=3, text=TEXT)
 
 
@@ -147,6 +150,9 @@ VARIANTS: dict[str, Variant] = {
         ANSWER,
         None,
     ),
+    # All was said: what the farewell lacks is no matter.
+    "closed_after_the_finish": Variant(replace(_FINISHED, fault="close"), ANSWER, None),
+    "silent_after_the_finish": Variant(replace(_FINISHED, fault="stall"), ANSWER, None),
     "error_event_named": Variant(
         _with('event: error\ndata: {"error":{"message":"GPU lost","type":"server_error"}}'),
         BROKEN,
