@@ -7,14 +7,16 @@ than the whole rest of the way of a request.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from gateway import __version__
 from gateway.api.auth import Keys, visible_aliases
@@ -81,6 +83,7 @@ def build_rest(
     @rest.get("/v1/models/{name:path}")
     async def model(name: str, request: Request) -> Response:
         catalog = dispatch.rules.catalog
+        name = unquote(name)  # SDKs quote the slash of `team/model`; the server unquotes no path
         if name not in visible_aliases(await caller(request), catalog):
             raise UnknownAlias(f"The model {name!r} does not exist.", param="model")
         return _json(_model(catalog.aliases[name]))
@@ -101,8 +104,26 @@ def build_rest(
             raise Forbidden("Metrics are for this machine and for admin keys.")
         return Response(telemetry.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    _speak_openai_errors(rest)
+    _speak_openai_errors(rest, dispatch.new_id)
+    rest.add_middleware(_WithRequestId, new_id=dispatch.new_id)
     return rest
+
+
+class _WithRequestId:
+    """Every answer has an id to ask about, as those of the hot endpoints do."""
+
+    def __init__(self, app: ASGIApp, new_id: Callable[[], str]) -> None:
+        self._app = app
+        self._new_id = new_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_id(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                header = (b"x-request-id", self._new_id().encode())
+                message["headers"] = [*message.get("headers", ()), header]
+            await send(message)
+
+        await self._app(scope, receive, with_id)
 
 
 def _model(alias: Alias) -> dict[str, Any]:
@@ -125,7 +146,7 @@ def _json(body: Mapping[str, Any], *, status: int = 200) -> Response:
     return Response(orjson.dumps(body), status_code=status, media_type="application/json")
 
 
-def _speak_openai_errors(rest: FastAPI) -> None:
+def _speak_openai_errors(rest: FastAPI, new_id: Callable[[], str]) -> None:
     def answer(error: GatewayError, status: int | None = None) -> Response:
         headers = {k.decode(): v.decode() for k, v in error_headers(error)}
         return Response(
@@ -152,7 +173,9 @@ def _speak_openai_errors(rest: FastAPI) -> None:
         return answer(InvalidRequest(str(error)))
 
     async def unexpected(_: Request, __: Exception) -> Response:
-        return answer(InternalError("The gateway failed inside."))
+        response = answer(InternalError("The gateway failed inside."))
+        response.headers["x-request-id"] = new_id()  # Starlette answers this outside of middleware
+        return response
 
     rest.add_exception_handler(GatewayError, ours)
     rest.add_exception_handler(HTTPException, framework)
