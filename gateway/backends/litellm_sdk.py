@@ -2,7 +2,7 @@
 
 Owns: the only import of litellm, and what of a call may reach it. Must not know: routing, prices
 (litellm's own cost is ignored), retries. For a vendor that speaks OpenAI's wire use `openai_http`:
-it is some fifty times cheaper and passes everything through.
+it costs a thirtieth and passes everything through.
 
 litellm translates; it does not travel. Every byte goes over our own `HttpClient`: after the import
 its HTTP clients are replaced by ones that know nothing but the exchange of the call they run in.
@@ -24,7 +24,7 @@ INVARIANTS
   litellm's exception classes decide only where there was none.
 - We iterate the translated stream inside litellm's wrapper, not the wrapper: that one ends a cut
   stream with an invented `finish_reason`, counts missing usage itself, drops the finish of every
-  choice but the first, and starts tasks.
+  choice but the first, fails when a model repeats itself, starts tasks, and costs five times more.
 
 Not offered: streamed legacy completions (litellm has only the wrapper for them).
 """
@@ -553,6 +553,11 @@ class LitellmWire:
         self._secret = secret
         self._new_client = client
         self._routes: dict[str, _Route] = {}
+
+    async def warm(self) -> None:
+        """Load litellm now, off the loop; else the first call waits the seconds that it takes."""
+        with contextlib.suppress(ImportError, AttributeError):
+            await _sdk()
 
     async def open(self, call: Call) -> _StreamReply | _WholeReply:
         request, backend = call.request, call.backend

@@ -388,6 +388,13 @@ async def test_reasoning_is_speech(wire: Wire, vendor: ScriptedVendor):
     assert len([t for t in thought if t]) == 3
 
 
+async def test_a_model_may_repeat_itself(wire: Wire, vendor: ScriptedVendor):
+    vendor.scripts["m"] = script(text=" ha" * 300)
+    answer = await drive(wire, call(vendor.url, "m"))
+    assert answer.error is None, answer.error.detail
+    assert answer.text() == " ha" * 300
+
+
 async def test_the_first_chunk_has_the_role(wire: Wire, vendor: ScriptedVendor):
     answer = await drive(wire, call(vendor.url))
     assert answer.choices()[0]["delta"]["role"] == "assistant"
