@@ -1,0 +1,206 @@
+"""Restricted data stays with the backend cleared for it, however that one fails.
+
+Each restricted prompt carries a canary. The uncleared vendors are healthy, cheap and first in
+every alias; they search every byte they receive. The cleared one breaks in every manner we know,
+before and after content. That the traps work is shown beside it: the same vendors serve public
+calls all the while, and the cleared one does receive the canary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.chaos.load import Answer, call, chat, client
+from tests.gateway_process import gateway_beside, vendor_catalog
+from tests.promises import promise
+from tests.vendor import FAULTS, Script, vendor_in_loop
+
+PER_FAULT = 24
+AT_ONCE = 24
+ANSWERING = Script(tokens=4, itl_s=0.001)
+HOW_IT_FAILS = {
+    "well": ANSWERING,
+    **{
+        name: FAULTS[name]
+        for name in (
+            "status_429",
+            "status_500",
+            "status_503_vllm",
+            "status_401",
+            "status_400",
+            "status_200_html",
+            "hang_before_head",
+            "reset_before_head",
+            "close_before_head",
+            "stall_before_token",
+            "reset_before_token",
+            "end_before_token",
+            "error_before_token",
+            "document_for_stream",
+            "stall_after_3",
+            "reset_after_3",
+            "close_after_3",
+            "end_after_3",
+            "half_event_after_3",
+            "error_after_3",
+            "garbage_after_3",
+        )
+    },
+}
+CLEARED = ("own", "spare")  # fail alike, one after the other
+
+# How a call comes to be restricted: (kind of alias, key, headers).
+WAYS = {
+    "header": ("chat", "plain", {"x-weighbridge-privacy": "restricted"}),
+    "alias": ("secret", "plain", {}),
+    "alias_and_weaker_header": ("secret", "plain", {"x-weighbridge-privacy": "public"}),
+    "key": ("chat", "floor", {}),
+    "key_and_weaker_header": ("chat", "floor", {"x-weighbridge-privacy": "internal"}),
+    "pinned_to_an_uncleared_one": ("chat", "plain", {"x-weighbridge-privacy": "restricted"}),
+}
+
+pytestmark = pytest.mark.xdist_group("chaos_privacy")
+
+
+def catalog_of(closed: str, cheap: str, own: str) -> dict[str, Any]:
+    """For each fault two cleared backends and two aliases, with the uncleared between them."""
+    cleared = {f"{name}-{fault}": own for fault in HOW_IT_FAILS for name in CLEARED}
+    catalog = vendor_catalog(
+        {"closed": closed, "cheap": cheap, **cleared},
+        aliases={
+            **{
+                f"{kind}-{fault}": ["closed/m", f"own-{fault}/m", "cheap/m", f"spare-{fault}/m"]
+                for fault in HOW_IT_FAILS
+                for kind in ("chat", "secret")
+            },
+            "uncleared": ["closed/m", "cheap/m"],
+        },
+        # `cheap` says nothing of its clearance: that counts as the lowest.
+        closed={"cleared_for": "internal", "health_path": "/health"},
+    )
+    for name in cleared:
+        fault = name.partition("-")[2]
+        backend = catalog["backends"][name]
+        backend |= {"kind": "self_hosted", "cleared_for": "restricted"}
+        backend["limits"] = dict.fromkeys(
+            ("connect_ms_max", "first_chunk_ms_max", "idle_ms_max"), 250
+        )
+        backend["models"] = {fault: backend["models"]["m"]}
+    for name, alias in catalog["aliases"].items():
+        fault = name.partition("-")[2]
+        alias["targets"] = [
+            t.replace("/m", f"/{fault}") if t.startswith(CLEARED) else t for t in alias["targets"]
+        ]
+        if name.startswith("secret"):
+            alias["privacy_floor"] = "restricted"
+    return catalog
+
+
+async def ask_restricted(
+    http: httpx.AsyncClient, keys: Mapping[str, str], canary: str, fault: str, number: int
+) -> Answer:
+    way = list(WAYS)[number % len(WAYS)]
+    kind, key, asked = WAYS[way]
+    alias = f"{kind}-{fault}"
+    headers = {"authorization": f"Bearer {keys[key]}", **asked}
+    if way == "pinned_to_an_uncleared_one":
+        headers["x-weighbridge-session"] = f"{fault} {number}"
+        pinning = await call(
+            http, chat("hi", model=alias), headers=headers | {"x-weighbridge-privacy": "public"}
+        )
+        assert pinning.ok, (fault, pinning)
+        assert pinning.headers["x-weighbridge-backend"] == "closed"
+    if number % 11 == 5:
+        path, document = "/v1/embeddings", {"model": alias, "input": canary}
+    elif number % 11 == 7:
+        path, document = "/v1/completions", {"model": alias, "prompt": canary}
+    else:
+        path = "/v1/chat/completions"
+        document = chat(
+            f"keep {canary} here",
+            model=alias,
+            stream=number % 3 != 0,
+            user=canary,
+            metadata={"who": canary},
+        )
+    return await call(http, document, path=path, headers=headers)
+
+
+async def test_no_canary_leaves() -> None:
+    canary = f"CANARY-{secrets.token_hex(12)}"
+    trap = {"canaries": [canary.encode()]}
+    async with (
+        vendor_in_loop({"m": ANSWERING}, **trap) as closed,
+        vendor_in_loop({"m": ANSWERING}, **trap) as cheap,
+        vendor_in_loop(HOW_IT_FAILS, **trap) as own,
+    ):
+        catalog = catalog_of(*(f"{vendor.url}/v1" for vendor in (closed, cheap, own)))
+        async with gateway_beside(catalog, environment={"WEIGHBRIDGE_LOG_LEVEL": "debug"}) as g:
+            floor = await asyncio.to_thread(g.new_key, "--privacy-floor", "restricted")
+            keys = {"plain": g.key, "floor": floor}
+            gate = asyncio.Semaphore(AT_ONCE)
+            answers: list[tuple[str, Answer]] = []
+            async with client(g.url) as http:
+
+                async def one(fault: str, number: int) -> None:
+                    async with gate:
+                        answer = await ask_restricted(http, keys, canary, fault, number)
+                    answers.append((fault, answer))
+
+                for number in range(0, PER_FAULT, 8):
+                    numbers = range(number, min(number + 8, PER_FAULT))
+                    await asyncio.gather(*(one(f, n) for n in numbers for f in HOW_IT_FAILS))
+                    await asyncio.sleep(1.1)  # the circuits let a probe through: real faults again
+                await own.close()
+                await asyncio.gather(*(one(f, n) for n in range(6) for f in ("well", "status_500")))
+                gone = answers[-12:]
+                nobody = [
+                    await call(
+                        http,
+                        chat(canary, model="uncleared", stream=stream),
+                        headers={**g.auth, "x-weighbridge-privacy": asked},
+                    )
+                    for stream in (False, True)
+                    for asked in ("confidential", "restricted")
+                ]
+            assert await asyncio.to_thread(g.stop) == 0
+            rows = await g.ledger()
+            written = b"".join(p.read_bytes() for p in g.home.rglob("*") if p.is_file())
+            said = "".join(g.output)
+
+    # The traps work, and every fault struck.
+    assert own.hits
+    assert closed.received > 50
+    assert any(fault == "well" and answer.ok for fault, answer in answers)
+    struck = Counter(a["model"] for r in rows for a in r["attempts"] if a["outcome"] != "ok")
+    assert set(struck) >= set(HOW_IT_FAILS), set(HOW_IT_FAILS) - set(struck)
+    # Nothing went into them.
+    assert list(closed.hits) == []
+    assert list(cheap.hits) == []
+    restricted = [row for row in rows if row["privacy_class"] == "restricted"]
+    assert len(restricted) >= len(answers)
+    used = {a["backend"].partition("-")[0] for row in restricted for a in row["attempts"]}
+    assert used == set(CLEARED)
+    second = sum(len(row["attempts"]) > 1 for row in restricted)
+    assert second > len(HOW_IT_FAILS), second
+    # Nobody was downgraded, and each was told what happened.
+    for fault, answer in answers:
+        assert answer.told, (fault, answer)
+    assert not any(answer.ok for _, answer in gone)
+    for answer in nobody:
+        assert (answer.status, answer.error["code"]) == (503, "no_eligible_backend"), answer
+    # What we keep of a call holds nothing of what it says.
+    assert canary.encode() not in written
+    assert canary not in said
+    promise(
+        "I-7",
+        f"0 canary hits ({len(answers) + len(nobody)} restricted calls, {sum(struck.values())} "
+        f"failed attempts in {len(struck)} ways, {second} fallbacks)",
+    )
