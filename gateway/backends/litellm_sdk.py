@@ -184,6 +184,7 @@ def _names_remote_media(messages: object) -> bool:
 
 # ---- one exchange ----------------------------------------------------------------------------
 
+_BOM: Final = b"\xef\xbb\xbf"
 _DONE: Final = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\]")
 _FINISH_MARKS: Final = {
     # litellm's translator of Gemini calls every chunk finished; only the vendor's word is evidence.
@@ -305,7 +306,7 @@ class _Exchange:
         )
 
     def _fail(self, error: UpstreamError) -> NoReturn:
-        self.error = error
+        self.error = self.error or error  # the first is the cause
         # No subclass: litellm repeats requests that failed to connect.
         raise httpx.TransportError(error.message)
 
@@ -319,8 +320,10 @@ class _Exchange:
             self._fail(from_transport(error, self._call.backend.name))
         if not self._call.request.stream:
             self.spoke()
-        if not self.tail:
-            block = block.removeprefix(b"\xef\xbb\xbf")  # else the first event would be lost
+        if not self.tail and block.startswith(_BOM):  # the SDK would lose the first event
+            if block == _BOM:
+                return await self.read()
+            block = block.removeprefix(_BOM)
         self.tail = self.tail[-_TAIL_BYTES:] + block
         self.ended = self.ended or self.end_mark.search(self.tail) is not None
         return block
@@ -751,8 +754,8 @@ class _StreamReply:
         raw_usage = document.pop("usage", None)
         if isinstance(raw_usage, dict):
             piece.usage = self._learn(raw_usage)
-        if self._id is None and (said := document.get("id")):
-            self._id, self._created = said, document.get("created") or self._created
+        if self._id is None and (known := document.get("id")):
+            self._id, self._created = known, document.get("created") or self._created
         choices = [c for c in document.get("choices") or () if self._tidy(c, piece)]
         self._finished = self._finished or piece.finished
         if piece.content or self._finished:

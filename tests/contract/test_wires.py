@@ -388,6 +388,14 @@ async def test_reasoning_is_speech(wire: Wire, vendor: ScriptedVendor):
     assert len([t for t in thought if t]) == 3
 
 
+async def test_a_bom_may_come_by_itself(wire: Wire, vendor: ScriptedVendor):
+    vendor.scripts["m"] = script(text="a b", bom=True, chunked=False, slice_bytes=3)
+    answer = await drive(wire, call(vendor.url, "m"))
+    assert answer.error is None, answer.error.detail
+    assert answer.choices()[0]["delta"]["role"] == "assistant"
+    assert answer.text() == "a b"
+
+
 async def test_a_model_may_repeat_itself(wire: Wire, vendor: ScriptedVendor):
     vendor.scripts["m"] = script(text=" ha" * 300)
     answer = await drive(wire, call(vendor.url, "m"))
