@@ -28,7 +28,6 @@ from gateway.domain.errors import (
     MethodNotAllowed,
     Overloaded,
     RequestTooSlow,
-    UpstreamError,
     WrongContentType,
 )
 from gateway.domain.money import usd
@@ -87,6 +86,7 @@ class HotEndpoint:
         trip = self._dispatch.arrive(self._endpoint.value)
         stage = _Stage(send, trip.record.id.encode())
         watch = _Watch(scope, receive, self._tasks)
+        answer: Answer | None = None
         try:
             body = await self._body(scope, receive, trip)
             watch.start()
@@ -97,20 +97,30 @@ class HotEndpoint:
         except ClientGone:
             self._dispatch.leave(trip)
         except asyncio.CancelledError:
-            self._dispatch.leave(trip)
             if not watch.gone:  # not the client: the server is ending us
-                if stage.started:
-                    await stage.finish(error_event(Overloaded("This gateway is shutting down.")))
+                await self._cut_short(trip, answer, stage)
                 raise
-            task = asyncio.current_task()
-            if task is not None:
+            if answer is not None:
+                answer.abandon()
+            self._dispatch.leave(trip)
+            if (task := asyncio.current_task()) is not None:
                 task.uncancel()
-        except Exception as error:
-            await self._fail(trip, stage, InternalError("The gateway failed inside."))
-            raise error from None
+        except Exception:
+            failure = InternalError("The gateway failed inside.")
+            if answer is not None:
+                answer.abandon(failure)
+            await self._fail(trip, stage, failure)
+            raise
         finally:
             watch.stop()
             stage.stop()
+
+    async def _cut_short(self, trip: Trip, answer: Answer | None, stage: _Stage) -> None:
+        """The drain deadline has passed: say so, and write down that it was us."""
+        ending = Overloaded("This gateway is shutting down.")
+        if answer is not None:
+            answer.abandon(ending)
+        await self._fail(trip, stage, ending)
 
     # --- in -------------------------------------------------------------------------------------
 
@@ -193,21 +203,12 @@ class HotEndpoint:
         headers.append(EVENT_STREAM)
         headers.append((b"cache-control", b"no-cache"))
         headers.append((b"x-accel-buffering", b"no"))  # nginx: do not hold our chunks
-        try:
-            await stage.begin(200, headers)
-            await stage.part(answer.first)
-            while (data := await answer.next()) is not None:
-                if data:
-                    await stage.part(data)
-            await stage.finish(DONE)
-        except asyncio.CancelledError:
-            answer.abandon()
-            raise
-        except UpstreamError:
-            raise  # settled by `next`
-        except BaseException:
-            answer.abandon()
-            raise
+        await stage.begin(200, headers)
+        await stage.part(answer.first)
+        while (data := await answer.next()) is not None:
+            if data:
+                await stage.part(data)
+        await stage.finish(DONE)
 
     async def _fail(self, trip: Trip, stage: _Stage, error: GatewayError) -> None:
         status = status_of(error)
