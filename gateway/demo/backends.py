@@ -198,9 +198,8 @@ def stand_in(kind: Kind, child: children.Child, shipped: Shipped, day: dt.date) 
     )
     if kind is Kind.SELF_HOSTED:
         window = _window()
-        entry = backend.entry | {
+        entry = _small(backend.entry) | {
             "cleared_for": "restricted",
-            "limits": {"concurrency_max": CONCURRENCY_MAX},
             "models": {m: {"context_tokens": window} for m in _SCRIPTED.values()},
         }
         return replace(backend, entry=entry, window_tokens=window)
@@ -271,18 +270,27 @@ def found_engine(which: str, shipped: Shipped) -> DemoBackend:
         raise Unavailable(f"no {which} answers at {base}") from error
     if answer.status_code != 200:
         raise Unavailable(f"the {which} at {base} answers a chat with {answer.status_code}")
-    limits = {**entry.get("limits", {}), "concurrency_max": CONCURRENCY_MAX}
     models = {model: {} if window is None else {"context_tokens": window}}
     return DemoBackend(
         name=which,
         kind=Kind.SELF_HOSTED,
         models={SMALL: model},
-        entry={**entry, "limits": limits, "models": models},
+        entry={**_small(entry), "models": models},
         prices=(),
         about=f"{model} on the {which} found at {base}",
         priced="unpriced: nobody declared what its tokens cost",
         window_tokens=window,
     )
+
+
+def _small(entry: Entry) -> Entry:
+    """An engine's entry with room for a few requests, so that the batch overflows it.
+
+    Without health probes: they share the connections of requests, so an engine at its limit would
+    be called ill, and restricted data would have nowhere to go.
+    """
+    limits = {**entry.get("limits", {}), "concurrency_max": CONCURRENCY_MAX}
+    return {name: v for name, v in entry.items() if name != "health_path"} | {"limits": limits}
 
 
 def _vllm(base: str) -> tuple[str, int | None]:
@@ -342,9 +350,8 @@ def llama_backend(
         kind=Kind.SELF_HOSTED,
         models={SMALL: server.model},
         entry={
-            **entry,
+            **_small(entry),
             "base_url": f"{server.url}/v1",
-            "limits": {**entry["limits"], "concurrency_max": CONCURRENCY_MAX},
             "models": {server.model: model},
         },
         prices=(row,),

@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import yaml
@@ -22,10 +22,11 @@ from gateway.demo.backends import DemoBackend, Row
 from gateway.demo.workload import LARGE, PRIVATE, RESTRICTED, SMALL
 from gateway.domain.catalog import Kind
 from gateway.domain.keys import Scopes
-from gateway.ledger.keys import KeyStore
-from gateway.ledger.store import Store
 from gateway.settings import PREFIX, Settings, bundled
 from gateway.supervisor import listen, self_command
+
+if TYPE_CHECKING:
+    from gateway.ledger.store import Store
 
 HOST, PORT = "127.0.0.1", 4000
 POLICY = "demo"
@@ -122,6 +123,8 @@ def _catalog(backends: Sequence[DemoBackend]) -> dict[str, Any]:
 
 async def make_key(store: Store, home: Path) -> str:
     """A new key for the demo's own requests and for whoever tries the gateway afterwards."""
+    from gateway.ledger.keys import KeyStore
+
     end = dt.datetime.now(dt.UTC) + KEY_GOOD_FOR
     made = await KeyStore(store, pepper="", home=home).create(
         Scopes(name="demo"), environment="demo", expires_at_us=int(end.timestamp() * 1e6)

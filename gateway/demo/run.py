@@ -2,7 +2,7 @@
 
 Composes real parts only: the worker is `weighbridge serve`'s own process, the traffic goes over
 HTTP with a key, the tables are read from the ledger. Whatever happens, Ctrl-C included, what was
-started is ended.
+started is ended. The gateway's own modules are imported while the engines start.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 
-from gateway.app import StartupError, load_files, open_store
 from gateway.demo import backends as found
 from gateway.demo import children, instance, llama_server
 from gateway.demo.backends import DemoBackend, Shipped, Unavailable
@@ -32,7 +33,9 @@ from gateway.demo.workload import Faulty, Stage, request_count, workload
 from gateway.domain.catalog import Kind
 from gateway.domain.money import Rates
 from gateway.domain.outcome import RequestRecord
-from gateway.ledger.store import Store
+
+if TYPE_CHECKING:
+    from gateway.ledger.store import Store
 
 _ROWS_S_MAX = 15.0
 _LOOK_EVERY_S = 0.5
@@ -57,7 +60,7 @@ class CannotStart(Exception):
 
 
 def run(options: Options) -> int:
-    """Everything; returns the exit status."""
+    """Everything; returns the exit status. Raises StartupError."""
     screen = Screen(quiet=options.as_json)
     demo = Demo(options, screen)
     try:
@@ -65,9 +68,9 @@ def run(options: Options) -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         screen.stopped(after_all=demo.serving)
         return FINE if demo.serving else BROKEN
-    except (CannotStart, StartupError, Unavailable, children.ChildError) as error:
+    except (CannotStart, Unavailable, children.ChildError) as error:
         screen.failed(str(error))
-        return CANNOT_START
+        return BROKEN if demo.serving else CANNOT_START
     except httpx.HTTPError as error:
         screen.failed(f"the gateway stopped answering: {error!r}; see {demo.home}/gateway.log")
         return BROKEN
@@ -95,6 +98,8 @@ class Demo:
             self.screen.starting()
             backends = await self._backends(stack)
             instance.write_policies(self.home, backends)
+            from gateway.app import load_files, open_store
+
             settings = instance.settings(self.home)
             files = load_files(settings)
             gateway = instance.start_gateway(self.home, sock)
@@ -134,12 +139,13 @@ class Demo:
         """The three, side by side."""
         shipped = Shipped.load()
         environment: Mapping[str, str] = {} if self.options.offline else os.environ
-        own, *hosted = await asyncio.gather(
+        own, managed, closed, _ = await asyncio.gather(
             self._self_hosted(stack, shipped),
             self._hosted(Kind.MANAGED, stack, shipped, environment),
             self._hosted(Kind.CLOSED_API, stack, shipped, environment),
+            asyncio.to_thread(import_module, "gateway.app"),
         )
-        return [own, *hosted]
+        return [own, managed, closed]
 
     async def _hosted(
         self, kind: Kind, stack: ExitStack, shipped: Shipped, environment: Mapping[str, str]

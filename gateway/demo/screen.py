@@ -216,7 +216,7 @@ class Screen:
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=True)
         for claim in summary.claims:
             mark = "[green]kept[/]" if claim.held else "[bold red]BROKEN[/]"
-            table.add_row(mark, escape(claim.text))
+            table.add_row(mark, escape("\n".join((claim.text, *claim.otherwise))))
         self._out.print(Padding(table, (1, 0, 1, 1)))
 
     def _title(self, text: str, more: str = "") -> None:

@@ -66,10 +66,11 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A promise and whether it was kept in this run."""
+    """A promise and whether it was kept in this run; `otherwise` says what went wrong."""
 
     text: str
     held: bool
+    otherwise: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +223,15 @@ def _claims(
     answered = [s for s in others if s.heard.status == 200 and s.heard.error is None]
     kept = [s for s in restricted if {a.backend for a in s.row.attempts} <= own]
     return (
-        Claim(f"{len(answered)} of {len(others)} requests answered", answered == others),
+        Claim(
+            f"{len(answered)} of {len(others)} requests answered",
+            answered == others,
+            tuple(
+                f"{s.heard.work.kind}: {s.heard.status} {s.heard.error}"
+                for s in others
+                if s not in answered
+            ),
+        ),
         Claim(
             f"{len(kept)} of {len(restricted)} restricted requests tried on the self-hosted "
             "backend and nowhere else",
@@ -283,7 +292,10 @@ def as_document(
             {"backend": r.backend, "reason": r.word, "because": r.because, "requests": r.count}
             for r in summary.reasons
         ],
-        "promises": [{"promise": c.text, "kept": c.held} for c in summary.claims],
+        "promises": [
+            {"promise": c.text, "kept": c.held, "otherwise": list(c.otherwise)}
+            for c in summary.claims
+        ],
         "explained": explained(summary.explained, rates),
         "each": [_each(one) for one in summary.served],
     }

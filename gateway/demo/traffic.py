@@ -62,7 +62,10 @@ class Client:
         await self._http.aclose()
 
     async def play(self, stage: Stage, heard: Callable[[Heard], None]) -> None:
-        """Send a stage's work; `heard` gets each answer as it is complete."""
+        """Send a stage's work; `heard` gets each answer as it is complete.
+
+        Raises httpx.HTTPError when the gateway does not answer.
+        """
         room = asyncio.Semaphore(stage.at_once)
 
         async def one(work: Work) -> None:
@@ -70,9 +73,12 @@ class Client:
                 async for answer in self._converse(work):
                     heard(answer)
 
-        async with asyncio.TaskGroup() as group:
-            for work in stage.works:
-                group.create_task(one(work))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for work in stage.works:
+                    group.create_task(one(work))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
 
     async def _converse(self, work: Work) -> AsyncIterator[Heard]:
         messages = [{"role": "system", "content": work.system}] if work.system else []
