@@ -582,7 +582,9 @@ def _us(seconds: float) -> int:
 def estimate(request: ModelRequest, progress: _Progress) -> Usage:
     """Tokens counted by us where the backend reported none: flagged, never 0 for something said.
 
-    Streams arrive about one token a chunk; a whole answer is counted by its characters.
+    A stream brings about one token a chunk; where chunks are plainly larger (over two tokens'
+    worth of characters each), and for a whole answer, the characters count.
     """
-    output = max(progress.chunks, -(-progress.chars // CHARS_PER_TOKEN))
+    by_chars = -(-progress.chars // CHARS_PER_TOKEN)
+    output = progress.chunks if by_chars <= 2 * progress.chunks else by_chars
     return Usage(request.prompt_tokens, 0, output, reported=False)

@@ -284,7 +284,7 @@ async def test_a_client_that_leaves_is_settled_as_such() -> None:
     assert (record.outcome, record.usage_source, record.output_tokens) == (
         "client_cancelled",
         "estimated",
-        2,
+        1,
     )
 
 
