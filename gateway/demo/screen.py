@@ -158,7 +158,9 @@ class Screen:
         )
         if (sample := summary.sample) is not None:
             asked, said = sample.heard.work.turns[0], sample.heard.text.strip()
-            self._out.print(f"[dim]{sample.row.backend}:[/] “{escape(asked)}” → “{escape(said)}”")
+            name = sample.row.backend
+            self._out.print(f"[dim]A real answer of {name}, right or wrong:[/]")
+            self._out.print(f"“{escape(asked)}” → “{escape(said)}”")
         self._out.print()
 
     def _why(self, summary: Summary) -> None:
