@@ -174,17 +174,22 @@ class FastHttpClient:
                     server_hostname=origin.host if origin.tls else None,
                 )
         except OSError as error:  # ssl.SSLError and TimeoutError are
-            connection.drop()
+            self._give_up(connection)
             if scope.expired():
                 raise ConnectTimeout(f"{origin} at {address}: not within {s_max:.3f} s") from error
             raise ConnectFailed(f"{origin} at {address}: {error}") from error
         except BaseException:
-            connection.drop()
+            self._give_up(connection)
             raise
         if self._closed:
             connection.drop()
             raise ConnectFailed(f"{origin}: the client is closed")
         return connection
+
+    def _give_up(self, connection: "_Connection") -> None:
+        """It was not made in time; whether uvloop made it all the same, it does not say it ended."""
+        connection.drop()
+        self.lost(connection)
 
     def born(self, connection: "_Connection") -> None:
         self._live.add(connection)
@@ -230,9 +235,10 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        self._client.born(self)
         if self._dropped:
             self.transport.abort()
+        else:
+            self._client.born(self)
 
     def data_received(self, data: bytes) -> None:
         if self.exchange is None:

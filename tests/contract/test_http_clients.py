@@ -710,6 +710,23 @@ def test_dead_connections_are_forgotten(loop) -> None:
     run_on(loop, scenario())
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_connections_given_up_in_the_making_are_forgotten(loop) -> None:
+    async def scenario() -> None:
+        async with Peer(answering(OK)) as peer, connected("fast", peer) as client:
+            late = 0
+            for _ in range(40):
+                try:
+                    await ask(client, connect=0.0001)
+                except ConnectTimeout:
+                    late += 1
+            await asyncio.sleep(0.05)
+            assert late
+            assert client._live <= client._idle.keys()
+
+    run_on(loop, scenario())
+
+
 @contract
 async def test_answer_before_the_request_was_read(kind) -> None:
     """The rest of a refused upload must not stand before the next request."""
