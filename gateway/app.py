@@ -201,7 +201,7 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
         for wire in wires.values():
             stack.push_async_callback(wire.aclose)
         tasks = TaskOwner("worker")
-        stack.push_async_callback(tasks.drain, 2.0)
+        stack.push_async_callback(tasks.drain, 0.0)  # all of them run for ever
         fleet = Fleet(files.catalog.backends)
         telemetry = _telemetry(settings, name, files.catalog, fleet, journal)
         dispatch = Dispatch(
@@ -223,6 +223,8 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
         except TimeoutError:
             log.info("some backends did not answer their first health probe; probing goes on")
         flusher.start()
+        for name_of_wire, wire in wires.items():
+            tasks.start(wire.warm(), f"warm {name_of_wire}")
         background = [
             tasks.start(probe_forever(*probing), "health"),
             tasks.start(_housekeeping(files, dispatch), "housekeeping"),

@@ -155,7 +155,7 @@ class Answer:
             piece = await self._reply.next()
             now = self._dispatch.now()
             if piece is not None and now > self._total_until:
-                raise UpstreamTimeout(f"Backend {self.backend.name} took too long in all.")
+                raise UpstreamTimeout("The backend took too long in all.")
         except UpstreamError as error:
             self._end(Outcome.FAILED_MIDSTREAM, error)
             raise
@@ -284,7 +284,7 @@ class Dispatch:
         )
         record.decision = decision.record()
         if not decision.order:
-            raise no_route(decision, snapshot, request, record.privacy_class)
+            raise no_route(decision, snapshot, request, caller, record.privacy_class)
         return await self._attempt_in_turn(trip, decision)
 
     async def _attempt_in_turn(self, trip: Trip, decision: Decision) -> Answer:
@@ -545,9 +545,12 @@ def _call(trip: Trip, backend: Backend, model: Model) -> Call:
 
 
 def no_route(
-    decision: Decision, snapshot: Snapshot, request: ModelRequest, privacy: str
+    decision: Decision, snapshot: Snapshot, request: ModelRequest, caller: Caller, privacy: str
 ) -> GatewayError:
-    """Why nobody may serve this: the caller's doing where it is, else ours, with the exclusions."""
+    """Why nobody may serve this: the caller's doing where it is, else ours, with the exclusions.
+
+    Names of backends are for keys of scope debug; others learn the rules only.
+    """
     rules = {e.rule for e in decision.excluded}
     if rules and rules <= {Rule.CAPABILITY, Rule.ENDPOINT}:
         needs = ", ".join(sorted(n.value for n in request.needs)) or request.endpoint.value
@@ -569,7 +572,11 @@ def no_route(
     ]
     return NoEligibleBackend(
         f"No backend is eligible for {request.alias!r} with {privacy} data: "
-        + "; ".join(f"{e.target} {e.rule.value}" for e in decision.excluded),
+        + (
+            "; ".join(f"{e.target} {e.rule.value}" for e in decision.excluded) + "."
+            if caller.debug
+            else ", ".join(sorted(rule.value for rule in rules)) + "."
+        ),
         exclusions=tuple((str(e.target), e.rule.value, e.detail) for e in decision.excluded),
         retry_after_s=min(waits) if waits else None,
     )

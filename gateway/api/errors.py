@@ -57,7 +57,10 @@ def status_of(error: e.GatewayError) -> int:
 
 def error_object(error: e.GatewayError) -> dict[str, Any]:
     """OpenAI's error object, without the text that is only for the log."""
-    upstream_code = error.upstream_code if isinstance(error, e.UpstreamError) else None
+    # A rejection's code is what SDKs look at; of other failures the caller needs our word only.
+    upstream_code = (
+        error.upstream_code if isinstance(error, e.UpstreamRejected | e.UpstreamBusy) else None
+    )
     kind = TABLE[type(error)][1]
     if status_of(error) == 429:
         kind = "rate_limit_error"

@@ -278,6 +278,9 @@ class _Stage:
         """The head of a stream, unless silence has forced it out already."""
         if not self.started:
             self.started = True
+            if self._timer is not None:  # the wait for a status is over, that for more begins
+                self._timer.cancel()
+                self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._silent)
             await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def part(self, data: bytes) -> None:
@@ -305,10 +308,11 @@ class _Stage:
     def _silent(self) -> None:
         loop = asyncio.get_running_loop()
         silent_s = loop.time() - self._last
-        if silent_s >= self._wait_s and not self._lock:
-            assert self._tasks is not None
-            self._lock = True
-            self._tasks.start(self._keep_alive(), "keepalive")
+        if silent_s >= self._wait_s:
+            if not self._lock:  # else the last comment still waits: the client does not read
+                assert self._tasks is not None
+                self._lock = True
+                self._tasks.start(self._keep_alive(), "keepalive")
             silent_s = 0.0
         self._timer = loop.call_later(self._wait_s - silent_s, self._silent)
 

@@ -75,7 +75,7 @@ class Reply(Protocol):
         ...
 
     def close(self) -> None:
-        """End the upstream call now, if it still runs."""
+        """End the upstream call now, if it still runs; a waiting `next` raises UpstreamError."""
         ...
 
 
@@ -88,6 +88,10 @@ class Wire(Protocol):
 
     async def probe(self, backend: Backend) -> None:
         """A free health check (never a paid call). Raises UpstreamError when it fails."""
+        ...
+
+    async def warm(self) -> None:
+        """Load what is slow to load, so that no request waits for it."""
         ...
 
     async def aclose(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
@@ -20,33 +20,25 @@ import orjson
 
 from gateway.backends.base import Call, Piece
 from gateway.backends.http_client import (
-    BadResponse,
     ClosedEarly,
-    ConnectFailed,
-    ConnectTimeout,
     Headers,
-    HeadTimeout,
     HttpClient,
     HttpLimits,
     HttpResponse,
     IdleTimeout,
     Network,
     Origin,
-    PoolTimeout,
     TransportError,
     read_all,
 )
 from gateway.backends.openai_body import Renamer, said, usage_of, whole_chars
 from gateway.backends.sse import EventStream, EventTooLarge
-from gateway.backends.upstream_errors import from_event, from_status
+from gateway.backends.upstream_errors import from_event, from_status, from_transport
 from gateway.domain.catalog import Backend, Kind
 from gateway.domain.errors import (
     UpstreamBroken,
-    UpstreamBusy,
     UpstreamError,
     UpstreamRefused,
-    UpstreamTimeout,
-    UpstreamUnreachable,
 )
 from gateway.domain.request import Endpoint, ModelRequest
 
@@ -64,20 +56,8 @@ class ClientFactory(Protocol):
     ) -> HttpClient: ...
 
 
-_ERRORS: Mapping[type[TransportError], tuple[type[UpstreamError], str]] = {
-    ConnectFailed: (UpstreamUnreachable, "cannot be reached"),
-    ConnectTimeout: (UpstreamTimeout, "did not accept the connection in time"),
-    PoolTimeout: (UpstreamBusy, "has all its connections busy"),
-    HeadTimeout: (UpstreamTimeout, "did not answer in time"),
-    IdleTimeout: (UpstreamTimeout, "fell silent"),
-    ClosedEarly: (UpstreamBroken, "closed the connection before the end"),
-    BadResponse: (UpstreamBroken, "sent something that is not a proper answer"),
-}
-
-
 def _raise(error: TransportError, backend: str) -> NoReturn:
-    kind, what = _ERRORS[type(error)]
-    raise kind(f"Backend {backend} {what}.", detail=str(error)) from error
+    raise from_transport(error, backend) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +121,10 @@ class OpenAIHttpWire:
         except TransportError as error:
             _raise(error, backend.name)
         if response.status != 200:
-            raise UpstreamBroken(f"Backend {backend.name} is not healthy.", status=response.status)
+            raise UpstreamBroken("The backend is not healthy.", status=response.status)
+
+    async def warm(self) -> None:
+        """Nothing is slow here."""
 
     async def aclose(self) -> None:
         for route in self._routes.values():
@@ -160,15 +143,14 @@ class OpenAIHttpWire:
                 headers.append((backend.auth_header.encode(), value.encode()))
         except Exception as error:
             # No secret, no call: the text of the error may name the reference, never the value.
-            raise UpstreamRefused(
-                f"Backend {backend.name} is not configured.", detail=str(error)
-            ) from error
+            raise UpstreamRefused("The backend is not configured.", detail=str(error)) from error
         route = _Route(
             client=self._new_client(
                 origin,
                 network=network_of(origin, backend),
                 headers=headers,
-                limits=HttpLimits(connections_max=backend.limits.concurrency_max),
+                # One more than requests may use: a health probe must not wait behind them.
+                limits=HttpLimits(connections_max=backend.limits.concurrency_max + 1),
             ),
             prefix=prefix,
             query=f"?{backend.query}" if backend.query else "",
@@ -270,16 +252,15 @@ class _StreamReply:
     ) -> _StreamReply:
         """Wait for the first event, so that `open` fails where the stream does."""
         kind = response.headers.get("content-type", "")
-        backend = call.backend.name
         if not kind.startswith("text/event-stream"):
             raise UpstreamBroken(
-                f"Backend {backend} did not answer with an event stream.",
+                "The backend did not answer with an event stream.",
                 detail=f"content-type {kind[:80]!r}",
             )
         reply = cls(response, call, deadline, clock)
         reply._primed = await reply.next()
         if reply._primed is None:
-            raise UpstreamBroken(f"Backend {backend} sent an empty stream.")
+            raise UpstreamBroken("The backend sent an empty stream.")
         return reply
 
     async def next(self) -> Piece | None:
@@ -309,7 +290,7 @@ class _StreamReply:
             except EventTooLarge as error:
                 self._response.close()
                 raise UpstreamBroken(
-                    f"Backend {self._backend} sent an event that is too large.", detail=str(error)
+                    "The backend sent an event that is too large.", detail=str(error)
                 ) from error
             piece = self._piece(payloads) if payloads else None
             if not block:
@@ -319,9 +300,7 @@ class _StreamReply:
 
     def _body_ended(self) -> None:
         if not (self._finished or self._ended or self._error):
-            self._error = UpstreamBroken(
-                f"Backend {self._backend} ended the stream before it was finished."
-            )
+            self._error = UpstreamBroken("The backend ended the stream before it was finished.")
         self._ended = True
 
     def close(self) -> None:
@@ -351,9 +330,7 @@ class _StreamReply:
                     continue
                 document = None
             if type(document) is not dict:
-                self._error = UpstreamBroken(
-                    f"Backend {self._backend} sent an event that is not a JSON object."
-                )
+                self._error = UpstreamBroken("The backend sent an event that is not a JSON object.")
                 break
             if document.get("error"):
                 self._error = from_event(document, self._backend)
@@ -439,7 +416,7 @@ class _WholeReply:
             document = None
         if type(document) is not dict:
             raise UpstreamBroken(
-                f"Backend {backend} sent an answer that is not a JSON object.",
+                "The backend sent an answer that is not a JSON object.",
                 detail=f"content-type {kind[:80]!r}, {len(body)} bytes",
             )
         if document.get("error"):

@@ -284,13 +284,8 @@ def found_engine(which: str, shipped: Shipped) -> DemoBackend:
 
 
 def _small(entry: Entry) -> Entry:
-    """An engine's entry with room for a few requests, so that the batch overflows it.
-
-    Without health probes: they share the connections of requests, so an engine at its limit would
-    be called ill, and restricted data would have nowhere to go.
-    """
-    limits = {**entry.get("limits", {}), "concurrency_max": CONCURRENCY_MAX}
-    return {name: v for name, v in entry.items() if name != "health_path"} | {"limits": limits}
+    """An engine's entry with room for a few requests, so that the batch overflows it."""
+    return {**entry, "limits": {**entry.get("limits", {}), "concurrency_max": CONCURRENCY_MAX}}
 
 
 def _vllm(base: str) -> tuple[str, int | None]:
