@@ -106,7 +106,9 @@ def table(report: Report) -> str:
         ("× bare", lambda f: _times(_chunk_us(f), _chunk_us(bare))),
         ("CPU per streamed request, chunks apart, ms", lambda f: _number(_stream_ms(f), 3)),
         (f"**added TTFT**, {report.plan.ttft_streams} streams, p50, ms", _ttft_cell(_ttft_p50_ms)),
+        ("least – most", lambda f: _range([t.p50_ms for t in f.ttft], 2)),
         ("p99, ms", _ttft_cell(_ttft_p99_ms)),
+        ("least – most", lambda f: _range([t.p99_ms for t in f.ttft], 2)),
         ("start to ready, s", lambda f: _number(_ready_s(f))),
         ("idle memory, MB", lambda f: _number(_idle_mb(f), 0)),
     ]
