@@ -187,7 +187,7 @@ class FastHttpClient:
         return connection
 
     def _give_up(self, connection: "_Connection") -> None:
-        """It was not made in time; whether uvloop made it all the same, it does not say it ended."""
+        """It was not made in time. If uvloop made it all the same, it never says that it ended."""
         connection.drop()
         self.lost(connection)
 

@@ -158,8 +158,7 @@ class Screen:
         )
         if (sample := summary.sample) is not None:
             asked, said = sample.heard.work.turns[0], sample.heard.text.strip()
-            name = sample.row.backend
-            self._out.print(f"[dim]A real answer of {name}, right or wrong:[/]")
+            self._out.print(f"[dim]A real answer of {sample.row.backend}, right or wrong:[/]")
             self._out.print(f"“{escape(asked)}” → “{escape(said)}”")
         self._out.print()
 
