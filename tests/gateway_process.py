@@ -172,6 +172,17 @@ def _await_ready(running: GatewayProcess, timeout_s: float = 30.0) -> None:
     raise AssertionError("the gateway did not get ready:\n" + "".join(running.output))
 
 
+class _Plain(yaml.SafeDumper):
+    """Writes one value used twice out twice: our strict reader refuses anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _yaml(document: Mapping[str, Any]) -> str:
+    return yaml.dump(dict(document), Dumper=_Plain, sort_keys=False)
+
+
 @contextmanager
 def gateway(
     catalog: Mapping[str, Any],
@@ -188,12 +199,10 @@ def gateway(
         policies = folder / "policies"
         (policies / "routing").mkdir(parents=True, exist_ok=True)
         (policies / "prices").mkdir(exist_ok=True)
-        (policies / "catalog.yaml").write_text(yaml.safe_dump(dict(catalog), sort_keys=False))
+        (policies / "catalog.yaml").write_text(_yaml(catalog))
         (policies / "routing" / "plain.yaml").write_text(routing)
         if prices is not None:
-            (policies / "prices" / "test.yaml").write_text(
-                yaml.safe_dump(dict(prices), sort_keys=False)
-            )
+            (policies / "prices" / "test.yaml").write_text(_yaml(prices))
         clean = {k: v for k, v in os.environ.items() if not k.startswith("WEIGHBRIDGE_")}
         env = {
             **clean,

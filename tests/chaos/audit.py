@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tests.chaos.load import Answer
@@ -17,26 +17,22 @@ Row = Mapping[str, Any]
 
 def prices(*backends: str, model: str = "m") -> dict[str, Any]:
     """A price book with odd figures, so that a sum that is right is right by no accident."""
+    day = (datetime.now(UTC) - timedelta(days=1)).date()
     return {
         "version": 1,
         "prices": [
             {
                 "backend": backend,
                 "model": model,
-                "from": _yesterday(),
+                "from": day,
                 "input_usd_per_mtok": f"0.{137 + 11 * at}",
                 "output_usd_per_mtok": f"1.{913 + 7 * at}",
                 "source": "made up for a test",
-                "read_on": _yesterday(),
+                "read_on": day,
             }
             for at, backend in enumerate(backends)
         ],
     }
-
-
-def _yesterday() -> date:
-    """A new object each time: YAML would write one and the same as an anchor, which is refused."""
-    return (datetime.now(UTC) - timedelta(days=1)).date()
 
 
 def check_rows(rows: Iterable[Row]) -> None:
