@@ -32,7 +32,39 @@ SDKS = {
     "ai-sdk": ("node", "ai_sdk.mjs"),
     "anthropic": ("anthropic", "anthropic_python.py"),
 }
+# What an app catches. LangChain's classes are subclasses of openai-python's.
+HTTP_ERROR = {
+    "openai-python": "APIStatusError",
+    "openai-node": "APIError",
+    "langchain": "APIStatusError",
+    "ai-sdk": "AI_APICallError",
+}
+STREAM_ERROR = {
+    "openai-python": "APIError",
+    "openai-node": "APIError",
+    "langchain": "APIError",
+    "ai-sdk": "AI_StreamProviderError",
+}
+
 _FOREIGN = ("OPENAI_", "ANTHROPIC_", "LANGCHAIN_", "LANGSMITH_", "NODE_", "PYTHON", "AI_")
+
+
+QUESTION = "What does the scale say?"
+MESSAGES = [{"role": "user", "content": QUESTION}]
+
+
+def chat_job(sdk: str, model: str, form: str) -> Json:
+    """One chat request, said in the SDK's own way; usage is wanted."""
+    if sdk == "langchain":
+        call = "stream" if form == "stream" else "invoke"
+        return {"call": call, "model": model, "messages": MESSAGES}
+    if sdk == "ai-sdk":
+        call = "streamText" if form == "stream" else "generateText"
+        return {"call": call, "model": model, "messages": MESSAGES}
+    arguments: Json = {"model": model, "messages": MESSAGES}
+    if form == "stream":
+        arguments |= {"stream": True, "stream_options": {"include_usage": True}}
+    return {"call": "chat.completions.create", "arguments": arguments}
 
 
 class ClientDied(AssertionError):

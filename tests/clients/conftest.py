@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.clients.client import SDKS, Client, client
+from tests.clients.client import SDKS, Client, chat_job, client
 from tests.clients.environments import CLIENTS as FOLDER
 from tests.clients.environments import BuildError, node_env, python_env
-from tests.clients.scenes import EVERYTHING, SCENES, models
+from tests.clients.scenes import EVERYTHING, SCENES, SLOW, models
 from tests.clients.variants import CLIENTS, VARIANTS, alias_of
 from tests.gateway_process import GatewayProcess, gateway
 from tests.vendor import VendorProcess, vendor_process
@@ -102,3 +102,22 @@ def clients(environments: None, served: GatewayProcess) -> Iterator[Callable[[st
             return running[sdk]
 
         yield get
+
+
+@pytest.fixture(scope="session", autouse=True)
+def waiting(
+    request: pytest.FixtureRequest, clients: Callable[[str], Client]
+) -> Callable[[str, str], dict[str, Any]]:
+    """`waiting(sdk, alias)`: what it saw of a scene that takes half a minute.
+
+    Begun with the first test of the folder, so that the wait costs no time of its own; not at all
+    where the tests that read it are not in the run.
+    """
+    if not any(item.path.name == "test_waiting.py" for item in request.session.items):
+        return lambda sdk, alias: pytest.fail("this test is to live in test_waiting.py")
+    started = {
+        (sdk, alias): clients(sdk).start(**chat_job(sdk, alias, "stream"))
+        for sdk in CLIENTS
+        for alias in SLOW
+    }
+    return lambda sdk, alias: clients(sdk).answer(started[sdk, alias], 60.0)

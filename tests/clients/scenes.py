@@ -10,6 +10,18 @@ from tests.clients.variants import TEXT, TOKENS
 from tests.vendor import VLLM, Script
 
 CALLS = (("weigh", '{"cart": "A 7", "unit": "kg"}'), ("price", '{"kg": 12}'))
+WEIGH: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weigh",
+        "description": "Weigh a cart.",
+        "parameters": {
+            "type": "object",
+            "properties": {"cart": {"type": "string"}, "unit": {"type": "string"}},
+            "required": ["cart"],
+        },
+    },
+}
 EVERYTHING = ("tools", "json_mode", "images", "logprobs", "multiple_choices")
 
 
@@ -35,9 +47,10 @@ SCENES: dict[str, Scene] = {
     "thinking": Scene((replace(VLLM, text=TEXT, reasoning_tokens=4),)),
     "plain": Scene((Script(text=TEXT),), capabilities=()),
     "slow": Scene((Script(tokens=200, itl_s=0.05),)),
+    "flood": Scene((Script(text="x" * 20_000, overrun_factor=1000),)),
     "quiet": Scene((Script(text=TEXT, itl_s=1.3, event_ids=True),)),
     "late": Scene((Script(text=TEXT, ttft_s=_LATE_S),)),
-    "late-failure": Scene((Script(text=TEXT, ttft_s=_LATE_S, fault="error_event"),)),
+    "late-failure": Scene((Script(status=500, head_delay_s=_LATE_S),)),
     "one-choice-cut": Scene(
         (Script(text=TEXT, finish="on_last_chunk", fault="close", fault_after=2 * TOKENS - 1),)
     ),
@@ -47,6 +60,9 @@ SCENES: dict[str, Scene] = {
     **{f"pair-{who}": Scene((_DOWN, _DOWN)) for who in "abcd"},
     **{f"once-{who}": Scene((Script(status=429, retry_after_s=1),)) for who in "abcd"},
 }
+
+# They take so long that all are begun before the first test.
+SLOW = ("quiet", "late", "late-failure")
 
 
 def models(alias: str) -> list[str]:

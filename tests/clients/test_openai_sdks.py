@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.clients.client import Client
-from tests.clients.scenes import CALLS, models
+from tests.clients.client import MESSAGES, Client
+from tests.clients.scenes import CALLS, WEIGH, models
 from tests.clients.variants import TEXT, TOKENS
 from tests.gateway_process import GatewayProcess
 from tests.vendor import VendorProcess
@@ -22,19 +22,6 @@ from tests.vendor import VendorProcess
 pytestmark = [pytest.mark.clients, pytest.mark.xdist_group("clients")]
 
 Ask = Callable[..., dict[str, Any]]
-MESSAGES = [{"role": "user", "content": "What does the scale say?"}]
-WEIGH = {
-    "type": "function",
-    "function": {
-        "name": "weigh",
-        "description": "Weigh a cart.",
-        "parameters": {
-            "type": "object",
-            "properties": {"cart": {"type": "string"}, "unit": {"type": "string"}},
-            "required": ["cart"],
-        },
-    },
-}
 PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGA"
     "WjR9awAAAABJRU5ErkJggg=="

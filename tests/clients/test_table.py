@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.client import Client
+from tests.clients.client import HTTP_ERROR, QUESTION, STREAM_ERROR, Client, chat_job
 from tests.clients.variants import (
     ALONE,
     ANSWER,
@@ -27,9 +27,7 @@ from tests.vendor import VendorProcess
 
 pytestmark = [pytest.mark.clients, pytest.mark.xdist_group("clients")]
 
-QUESTION = "What does the scale say?"
 PROMPT_TOKENS = len(QUESTION) // 4  # as the scripted vendor counts
-MESSAGES = [{"role": "user", "content": QUESTION}]
 CELLS = [
     (variant, sdk, form)
     for variant, row in VARIANTS.items()
@@ -39,40 +37,14 @@ CELLS = [
 ]
 Saw = dict[str, Any]
 
-# What an app catches. LangChain's classes are subclasses of openai-python's.
-HTTP_ERROR = {
-    "openai-python": "APIStatusError",
-    "openai-node": "APIError",
-    "langchain": "APIStatusError",
-    "ai-sdk": "AI_APICallError",
-}
-STREAM_ERROR = {
-    "openai-python": "APIError",
-    "openai-node": "APIError",
-    "langchain": "APIError",
-    "ai-sdk": "AI_StreamProviderError",
-}
-
-
-def job(sdk: str, model: str, form: str) -> dict[str, Any]:
-    """One chat request, said in the SDK's own way; usage is wanted."""
-    if sdk == "langchain":
-        call = "stream" if form == "stream" else "invoke"
-        return {"call": call, "model": model, "messages": MESSAGES}
-    if sdk == "ai-sdk":
-        call = "streamText" if form == "stream" else "generateText"
-        return {"call": call, "model": model, "messages": MESSAGES}
-    arguments: dict[str, Any] = {"model": model, "messages": MESSAGES}
-    if form == "stream":
-        arguments |= {"stream": True, "stream_options": {"include_usage": True}}
-    return {"call": "chat.completions.create", "arguments": arguments}
-
 
 @pytest.fixture(scope="module")
 def cells(clients: Callable[[str], Client]) -> Callable[[str, str, str], Saw]:
     """What a client saw of a row."""
     started = {
-        (variant, sdk, form): clients(sdk).start(**job(sdk, alias_of(variant, sdk, form), form))
+        (variant, sdk, form): clients(sdk).start(
+            **chat_job(sdk, alias_of(variant, sdk, form), form)
+        )
         for variant, sdk, form in CELLS
     }
     return lambda variant, sdk, form: clients(sdk).answer(started[variant, sdk, form])
@@ -146,7 +118,7 @@ def test_what_the_sdk_makes_of_it_alone(
     clients: Callable[[str], Client], vendor: VendorProcess, variant: str, sdk: str
 ) -> None:
     """The same request straight to the vendor: these rows would fail without the gateway."""
-    saw = clients(sdk).run(**job(sdk, variant, "stream"), base_url=vendor.url + "/v1")
+    saw = clients(sdk).run(**chat_job(sdk, variant, "stream"), base_url=vendor.url + "/v1")
     error = saw.get("error")
     match ALONE[variant, sdk]:
         case "took the half for the whole":

@@ -59,52 +59,51 @@ def _as_broken_by_vendor() -> dict[str, Variant]:
 
 
 _TIMEOUT = "upstream_timeout"
-_LOST = "upstream_broken"
-_KEY = "invalid_api_key"
+_BROKE = "upstream_broken"
+_OURS = "upstream_refused"  # our key or our catalog: no code that an app takes for its own key
 _LONG = "context_length_exceeded"
-_FAILED = "server_error"
 
 # name in FAULTS -> (streamed, whole, code, clients that raise by themselves)
 _EXPECTED: dict[str, tuple[Any, ...]] = {
     # Before the head: the true status, whatever the SDK asked for.
     "hang_before_head": (504, 504, _TIMEOUT),
-    "close_before_head": (502, 502, _LOST),
-    "reset_before_head": (502, 502, _LOST),
+    "close_before_head": (502, 502, _BROKE),
+    "reset_before_head": (502, 502, _BROKE),
     "status_400": (400, 400, "invalid_value"),
-    "status_401": (502, 502, _KEY),
-    "status_404": (502, 502, "model_not_found"),
+    "status_401": (502, 502, _OURS),
+    "status_404": (502, 502, _OURS),
     "status_429": (429, 429, "rate_limit_exceeded"),
-    "status_500": (502, 502, _FAILED),
+    "status_500": (502, 502, _BROKE),
     "status_503_vllm": (503, 503, "service_unavailable"),
     "status_400_context_openai": (400, 400, _LONG),
     "status_400_context_vllm": (400, 400, _LONG),
     "status_400_context_llama_cpp": (400, 400, _LONG),
     "status_422_fastapi": (422, 422, "invalid_value"),
-    "status_401_string": (502, 502, _KEY),
-    "status_502_html": (502, 502, _FAILED),
-    "status_500_text": (502, 502, _FAILED),
-    "status_500_empty": (502, 502, _FAILED),
-    "status_200_html": (502, 502, _LOST),
+    "status_401_string": (502, 502, _OURS),
+    "status_502_html": (502, 502, _BROKE),
+    "status_500_text": (502, 502, _BROKE),
+    "status_500_empty": (502, 502, _BROKE),
+    "status_200_html": (502, 502, _BROKE),
     # After the head, before the first token: nothing has gone out yet, so the status is true.
     "stall_before_token": (504, 504, _TIMEOUT),
     "stall_before_token_with_pings": (504, 504, _TIMEOUT),
     "stall_after_role": (504, 504, _TIMEOUT),
-    "reset_before_token": (502, 502, _LOST),
-    "close_before_token": (502, 502, _LOST),
-    "end_before_token": (502, 502, _LOST),
-    "error_before_token": (502, 502, _FAILED),
-    "document_for_stream": (502, ANSWER, _LOST),
-    "text_html": (502, ANSWER, _LOST),
+    "reset_before_token": (502, 502, _BROKE),
+    "close_before_token": (502, 502, _BROKE),
+    "end_before_token": (502, 502, _BROKE),
+    "error_before_token": (502, 502, _BROKE),
+    "document_for_stream": (502, ANSWER, _BROKE),
+    "text_html": (502, ANSWER, _BROKE),
     # After content. An answer that is not streamed has not begun: it has its status.
     "stall_after_3": (BROKEN, 504, _TIMEOUT),
     "stall_after_3_with_pings": (BROKEN, 504, _TIMEOUT),
-    "reset_after_3": (BROKEN, 502, _LOST),
-    "close_after_3": (BROKEN, 502, _LOST),
-    "end_after_3": (BROKEN, 502, _LOST),
-    "half_event_after_3": (BROKEN, 502, _LOST),
-    "error_after_3": (BROKEN, 502, _FAILED),
-    "error_after_3_vllm": (BROKEN, 502, _FAILED),
-    "garbage_after_3": (BROKEN, 502, _LOST),
+    "reset_after_3": (BROKEN, 502, _BROKE),
+    "close_after_3": (BROKEN, 502, _BROKE),
+    "end_after_3": (BROKEN, 502, _BROKE),
+    "half_event_after_3": (BROKEN, 502, _BROKE),
+    "error_after_3": (BROKEN, 502, _BROKE),
+    "error_after_3_vllm": (BROKEN, 502, _BROKE),
+    "garbage_after_3": (BROKEN, 502, _BROKE),
     # Odd, and understood all the same. [DONE] says that all was said, so we do not call it cut;
     # the AI SDK wants a finish reason.
     "no_finish": (ANSWER, ANSWER, None, ("ai-sdk",)),
@@ -157,7 +156,7 @@ VARIANTS: dict[str, Variant] = {
         _with('event: error\ndata: {"error":{"message":"GPU lost","type":"server_error"}}'),
         BROKEN,
         None,
-        _FAILED,
+        _BROKE,
     ),
 }
 
