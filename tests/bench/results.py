@@ -148,7 +148,7 @@ def remarks(report: Report) -> list[str]:
     if report.strangers_share > 0.05:
         notes.append(
             f"other programs took {report.strangers_share:.0%} of a core meanwhile: "
-            "latencies are worse than on a quiet machine, CPU times a little"
+            "latencies are worse than on a quiet machine, and CPU times too (shared caches)"
         )
     return notes
 
