@@ -36,7 +36,10 @@ def environments(request: pytest.FixtureRequest) -> None:
                     print(f"\nclients: installing {name} into .clients/ ...", file=sys.stderr)
             node_env() if name == "node" else python_env(name)
     except BuildError as error:
-        pytest.fail(f"An environment of the client tests is missing: {error}", pytrace=False)
+        failure = str(error)
+    else:
+        return
+    pytest.fail(f"An environment of the client tests is missing: {failure}", pytrace=False)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ rows at once; the tests then read their cells.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.clients.variants import (
     alias_of,
     missing_faults,
 )
+from tests.gateway_process import GatewayProcess
 from tests.vendor import VendorProcess
 
 pytestmark = [pytest.mark.clients, pytest.mark.xdist_group("clients")]
@@ -107,6 +109,37 @@ def _reads_well(message: str) -> None:
     """Words for people: no dump of a body, no page."""
     assert len(message.split()) > 1, message
     assert not set("{<") & set(message), message
+
+
+def test_the_ledger_says_what_the_clients_saw(
+    cells: Callable[[str, str, str], Saw], served: GatewayProcess
+) -> None:
+    """One row each, whose outcome is the one in the table."""
+    expected = {}
+    for variant, sdk, form in CELLS:
+        cells(variant, sdk, form)
+        row = VARIANTS[variant]
+        expected[alias_of(variant, sdk, form)] = _outcome(
+            row.stream if form == "stream" else row.whole
+        )
+    deadline = time.monotonic() + 15
+    rows: list[dict[str, Any]] = []
+    while len(rows) < len(expected) and time.monotonic() < deadline:
+        time.sleep(0.5)
+        rows = [row for row in served.rows() if row["alias"] in expected]
+    assert len(rows) == len(expected), "one row each"
+    assert {row["alias"]: row["outcome"] for row in rows} == expected
+    answered = [row for row in rows if row["outcome"] == "ok"]
+    assert {r["output_tokens"] for r in answered if r["usage_source"] == "reported"} == {TOKENS}
+    assert all(r["output_tokens"] > 0 for r in answered), "where the vendor never says, we count"
+
+
+def _outcome(seen: Any) -> str:
+    if seen == ANSWER:
+        return "ok"
+    if seen == BROKEN:
+        return "failed_midstream"
+    return "rejected" if seen in (400, 422) else "failed"
 
 
 def test_every_fault_of_the_vendor_has_a_row() -> None:
