@@ -2,6 +2,7 @@
 
 - A request head has a time and a size (uvicorn has neither: a dripping head stays for ever).
 - What the parser refuses is answered with OpenAI's error object.
+- A refusal is heard: who is still sending when it goes out is listened to for a moment more.
 - A handler may ask to be told when its client is gone (`on_client_gone`), without a task.
 - Head and first body bytes leave in one write.
 - Shutdown in order: unready, a lag for load balancers to notice, stop listening, let streams end,
@@ -28,6 +29,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 HEADER_FIELDS_MAX = 100
+LINGER_S_MAX = 2.0
 _ERROR = b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":"%b"}}'
 
 log = logging.getLogger("weighbridge")
@@ -93,7 +95,7 @@ class _Cycle(RequestResponseCycle):
                 raise RuntimeError("the body is not as long as its content-length says")
             self.response_complete = True
             self.message_event.set()
-            if not self.keep_alive:
+            if not self.keep_alive and not self.more_body:
                 self.transport.close()
             self.on_response()
 
@@ -107,6 +109,7 @@ class Connection(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _in_head = True
+    _over = False  # told to go: what still comes is not read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -119,14 +122,16 @@ class Connection(HttpToolsProtocol):
             self.on_client_gone()
 
     def data_received(self, data: bytes) -> None:
+        if self._over:
+            return
         if self._in_head:
             self._head_bytes += len(data)
-            if self._head_timer is None:
+            if self._head_timer is None and not self._answering():
                 self._await_head()
         super().data_received(data)
         # Checked after parsing: a body that came with its head is not part of the head.
         if self._in_head and self._head_bytes > self.head_bytes_max:
-            self._refuse(431, b"The request head is too large.", b"request_head_too_large")
+            self._refuse_head()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -139,8 +144,10 @@ class Connection(HttpToolsProtocol):
             self._refuse(431, b"The request head has too many fields.", b"request_head_too_large")
 
     def on_headers_complete(self) -> None:
+        if self._head_bytes > self.head_bytes_max and self._head_size() > self.head_bytes_max:
+            self._refuse_head()
         self._head_here()
-        if self.transport.is_closing():
+        if self._over:
             return
         version = self.parser.get_http_version()
         url = httptools.parse_url(self.url)
@@ -174,7 +181,7 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         cycle = self.cycle
-        if self.transport.is_closing() or cycle.response_complete:
+        if self._over or cycle.response_complete:
             return
         cycle.body += body
         if len(cycle.body) > HIGH_WATER_LIMIT:
@@ -182,7 +189,7 @@ class Connection(HttpToolsProtocol):
         cycle.message_event.set()
 
     def on_message_complete(self) -> None:
-        if not self.transport.is_closing() and not self.cycle.response_complete:
+        if not self._over and not self.cycle.response_complete:
             self.cycle.more_body = False
             self.cycle.message_event.set()
         self._in_head, self._head_bytes = True, 0
@@ -196,9 +203,32 @@ class Connection(HttpToolsProtocol):
     def _should_upgrade_to_ws(self) -> bool:
         return False
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        cycle = self.cycle
+        if cycle.response_complete and not cycle.keep_alive and cycle.more_body:
+            self._linger()
+
+    def _answering(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _refuse_head(self) -> None:
+        self._refuse(431, b"The request head is too large.", b"request_head_too_large")
+
     def _refuse(self, status: int, message: bytes, code: bytes) -> None:
-        if self.transport.is_closing():
+        if self._over or self.transport.is_closing():
             return
+        if self._answering():
+            self.cycle.disconnected = True  # as far as its handler can do anything about it
+            self.cycle.message_event.set()
+            if self.cycle.response_started or self.pipeline:  # nothing may be said into an answer
+                self._over = True
+                self.transport.close()
+                return
         body = _ERROR % (message, code)
         self.transport.write(
             STATUS_LINE[status]
@@ -206,7 +236,15 @@ class Connection(HttpToolsProtocol):
             + b"content-length: %d\r\n\r\n" % len(body)
             + body
         )
-        self.transport.close()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close once the peer has: closing on unread bytes resets, and our answer is lost."""
+        self._over = True
+        if not self.transport.is_closing():
+            self.transport.write_eof()
+            self.flow.resume_reading()
+            self.loop.call_later(LINGER_S_MAX, self.transport.close)
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self.head_s_max, self._head_late)
