@@ -82,7 +82,13 @@ class Supervisor:
                 slot.process.send_signal(signal.SIGINT if again else signal.SIGTERM)
 
     def _wait(self) -> int:
-        return max((abs(slot.process.wait()) for slot in self._slots), default=0)
+        self._socket.close()  # else the kernel goes on accepting what nobody will serve
+        for slot in self._slots:  # one that was being started when the signal came has not heard it
+            if slot.process.poll() is None:
+                slot.process.send_signal(signal.SIGTERM)
+        ended = [slot.process.wait() for slot in self._slots]
+        # Who is too young to end in order dies of the signal, and has nothing to lose yet.
+        return max((abs(status) for status in ended if status != -signal.SIGTERM), default=0)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -146,9 +146,12 @@ def run_worker(
                 on_drain=built.drain,
                 on_started=lambda: _announce(announce),
             )
+            watch = None
             if parent is not None:
-                built.tasks.start(_watch(parent), "supervisor watch")
+                watch = built.tasks.start(_watch(parent), "supervisor watch")
             await server.serve(sockets=[sock])
+            if watch is not None:
+                watch.cancel()  # the worker waits for its tasks
 
     async def _watch(supervisor: int) -> None:
         while True:
