@@ -117,16 +117,21 @@ async def test_a_mark_cut_in_two_by_the_network_is_counted_once(
     """One byte at a time is the worst a network may do."""
     payload = b"data: pebble\n\ndata: pebble\n\ndata: [DONE]\n\n"
 
-    async def dribble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(payload))
-        for i in range(len(payload)):
-            writer.write(payload[i : i + 1])
-            await writer.drain()
-            await asyncio.sleep(0.001)
-        writer.close()
+    class Dribble(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
 
-    server = await asyncio.start_server(dribble, "127.0.0.1", 0)
+        def data_received(self, data: bytes) -> None:
+            head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(payload)
+            self._send(head + payload)
+
+        def _send(self, left: bytes) -> None:
+            self.transport.write(left[:1])
+            if left[1:]:
+                loop.call_later(0.0005, self._send, left[1:])
+
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Dribble, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     result = await drive(Spec(port, stream=True, chunks=2, concurrency=1, requests_max=1))
     server.close()
