@@ -6,8 +6,7 @@ catalog, rates, facts and snapshot alone, so its record replays to the same deci
 1. Filter. Each target meets the rules in the order of `domain.decision.Rule`; the first that it
    breaks excludes it. Privacy comes before everything a policy or the moment could say, and no
    setting reaches it.
-2. Order what is left: tier, then closed before half-open circuits, then the route's objective,
-   then the tie-break.
+2. Order what is left: tier, then the route's objective, then the tie-break.
 3. Affinity may move one target to the front; it never adds one.
 4. Cut to the policy's attempts and backends.
 
@@ -78,10 +77,9 @@ class _Row:
 
 
 class _Ranked(NamedTuple):
-    """An eligible target, sorted by its first six fields; `place` is unique, rows never compare."""
+    """An eligible target, sorted by its first five fields; `place` is unique, so no row counts."""
 
     tier: int
-    half_open: bool
     group: int
     value: float
     tie: int
@@ -309,8 +307,8 @@ def _wait(view: BackendView, why: str) -> str:
 
 
 def _rank(row: _Row, by: By, facts: Facts, view: BackendView, cost: int | None) -> _Ranked:
-    """The sort key. A half-open circuit ranks behind the closed ones of its own tier only: behind
-    all tiers, a preferred backend would not get the traffic that closes it again."""
+    """The sort key. A half-open circuit keeps its place: it lets one request through, which has the
+    others to fall back on; behind them it would never get the traffic that closes it again."""
     latency = _latency(view, facts)
     group, value = 0, 0.0
     tie = ((row.salt ^ facts.tie_break) * _MIX) & _MASK  # keeps its order when others come or go
@@ -325,8 +323,7 @@ def _rank(row: _Row, by: By, facts: Facts, view: BackendView, cost: int | None) 
             group = 2
     else:
         value = row.index
-    half_open = view.circuit == "half_open"
-    return _Ranked(row.tier, half_open, group, value, tie, row.index, row, cost, latency)
+    return _Ranked(row.tier, group, value, tie, row.index, row, cost, latency)
 
 
 def _latency(view: BackendView, facts: Facts) -> float | None:
@@ -362,7 +359,7 @@ def _cut(
     order: list[Candidate] = []
     cut: list[Target] = []
     backends: set[str] = set()
-    for tier, _, _, _, _, _, row, cost, latency in ranked:
+    for tier, _, _, _, _, row, cost, latency in ranked:
         is_new = row.backend not in backends
         if len(order) == limits.attempts_max or (is_new and len(backends) == limits.backends_max):
             cut.append(row.target)

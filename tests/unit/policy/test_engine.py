@@ -222,10 +222,11 @@ def test_one_request_at_a_time_explores_what_was_never_measured():
     ]
 
 
-def test_a_half_open_circuit_ranks_behind_the_closed_ones_of_its_tier():
+def test_a_half_open_circuit_keeps_its_place():
+    """Else, with a healthy one beside it, nothing would ever close it."""
     seen = {"host": BackendView(circuit="half_open"), "own": BackendView(circuit="half_open")}
     decision = decide(policy(prefer=TIERS), FOUR, {}, facts(), seen)
-    assert names(decision) == ["own", "host2", "host", "api"]
+    assert names(decision) == ["own", "host", "host2", "api"]
 
 
 def test_equals_share_the_load_by_the_tie_break():
