@@ -6,6 +6,7 @@ First unready but still serving (a load balancer must notice), then no listener,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -174,3 +175,34 @@ async def test_a_worker_that_is_just_starting_does_not_hold_the_end_up() -> None
             status = await asyncio.to_thread(running.process.wait, 20)
             assert status == 0, (after_s, "".join(running.output[-20:]))
             assert time.monotonic() - since < 10, after_s
+
+
+async def test_no_worker_outlives_its_supervisor_not_even_one_that_is_just_starting() -> None:
+    async with (
+        vendor_in_loop(SCRIPTS) as vendor,
+        gateway_beside(catalog_of(vendor), workers=2) as running,
+    ):
+        before = set(running.children())
+        os.kill(min(before), signal.SIGKILL)
+        await until(lambda: set(running.children()) - before)
+        workers = running.children()
+        os.kill(running.process.pid, signal.SIGKILL)
+        try:
+            async with asyncio.timeout(15):
+                while await listening(running.url):
+                    await asyncio.sleep(0.1)
+        finally:
+            for pid in workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+async def listening(url: str) -> bool:
+    try:
+        async with client(url) as http:
+            await http.get("/readyz", timeout=1)
+    except httpx.ConnectError:
+        return False
+    except httpx.HTTPError:
+        pass
+    return True

@@ -63,11 +63,12 @@ async def kill_workers(running: GatewayProcess, load: Load, kills: int, seed: in
 
 
 async def kill_all(running: GatewayProcess, load: Load) -> int:
-    """The supervisor first, so that it can replace nobody, and its workers at once after it."""
+    """Everything at once; the supervisor stands still meanwhile, so that it can replace nobody."""
     await asyncio.sleep(0.5)
-    workers = running.children()
+    supervisor = running.process.pid
+    os.kill(supervisor, signal.SIGSTOP)
     in_flight = load.open
-    for pid in (running.process.pid, *workers):
+    for pid in (*running.children(), supervisor):
         os.kill(pid, signal.SIGKILL)
     return in_flight
 
