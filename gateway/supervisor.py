@@ -33,7 +33,8 @@ class _Slot:
 
 
 class Supervisor:
-    """`command` starts a worker; the slot's number and the socket's descriptor are appended."""
+    """`command` starts a worker. Appended are the slot's number, the socket's descriptor and our
+    process id: a worker that asked for it later could already be an orphan."""
 
     def __init__(self, command: list[str], workers: int, sock: socket.socket) -> None:
         self._command = command
@@ -68,9 +69,11 @@ class Supervisor:
         return self._wait()
 
     def _start(self, number: int) -> _Slot:
+        fd = self._socket.fileno()
+        own = ("--worker", str(number), "--fd", str(fd), "--parent", str(os.getpid()))
         process = subprocess.Popen(  # noqa: S603 — our own command line
-            [*self._command, "--worker", str(number), "--fd", str(self._socket.fileno())],
-            pass_fds=(self._socket.fileno(),),
+            [*self._command, *own],
+            pass_fds=(fd,),
             process_group=0,  # a Ctrl-C at the terminal reaches us alone; we pass it on once
         )
         return _Slot(number, process, time.monotonic())

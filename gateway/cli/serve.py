@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +26,7 @@ def serve(
     ] = None,
     worker: Annotated[int | None, typer.Option(hidden=True)] = None,
     fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve. Every option has a WEIGHBRIDGE_* variable; see the README for all of them.
 
@@ -46,7 +46,7 @@ def serve(
     for chatty in ("alembic", "uvicorn", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if worker is not None and fd is not None:
-        run_worker(settings, socket.socket(fileno=fd), str(worker), parent=os.getppid())
+        run_worker(settings, socket.socket(fileno=fd), str(worker), parent=parent)
         return
     from gateway.supervisor import Supervisor, listen, self_command
 
