@@ -45,7 +45,6 @@ from gateway.telemetry import Telemetry
 
 log = logging.getLogger("weighbridge")
 
-FIRST_STATUS_S_MAX = 25  # proxies in front of us commonly give up at 30 or 60 s of silence
 HOUSEKEEPING_S = 1.0
 FLUSH_S_MAX = 10.0
 UNSENT_ROWS_DEGRADED = 10_000
@@ -174,6 +173,7 @@ class Worker:
             keys=self.keys,
             telemetry=self.telemetry,
             readiness=self.readiness,
+            since=int(self.dispatch.clock.wall()),
         )
         return App(hot, rest)
 
@@ -308,7 +308,7 @@ def _limits(settings: Settings) -> HotLimits:
         body_bytes_max=settings.body_bytes_max,
         body_s_max=settings.body_s_max,
         keepalive_s=settings.stream_keepalive_s,
-        first_status_s_max=FIRST_STATUS_S_MAX,
+        first_status_s_max=settings.first_status_s_max,
         body=BodyLimits(
             json_depth_max=settings.json_depth_max,
             messages_max=settings.messages_max,

@@ -54,6 +54,10 @@ class Settings:
     messages_max: int = _setting(2048, "messages in one request", minimum=1)
     choices_max: int = _setting(16, "n", minimum=1)
     in_flight_max: int = _setting(2000, "requests at a time per worker", minimum=1)
+    # Proxies in front of us commonly give up at 30 or 60 s of silence.
+    first_status_s_max: int = _setting(
+        25, "silence before a stream's head goes out without content", minimum=1
+    )
     stream_keepalive_s: int = _setting(
         10, "silence before a comment is sent to a stream", minimum=1
     )

@@ -59,8 +59,13 @@ def build_rest(
     keys: Keys,
     telemetry: Telemetry,
     readiness: Callable[[], Mapping[str, Any]],
+    since: int,
 ) -> FastAPI:
-    """FastAPI with everything but the hot endpoints. `readiness()["ready"]` decides 200 or 503."""
+    """FastAPI with everything but the hot endpoints.
+
+    `readiness()["ready"]` decides 200 or 503; `since` (seconds of the epoch) is what models are
+    said to be created at, where the catalog does not say.
+    """
     rest = FastAPI(
         title="Weighbridge",
         version=__version__,
@@ -78,7 +83,7 @@ def build_rest(
     async def models(request: Request) -> Response:
         catalog = dispatch.rules.catalog
         names = sorted(visible_aliases(await caller(request), catalog))
-        return _json({"object": "list", "data": [_model(catalog.aliases[n]) for n in names]})
+        return _json({"object": "list", "data": [_model(catalog.aliases[n], since) for n in names]})
 
     @rest.get("/v1/models/{name:path}")
     async def model(name: str, request: Request) -> Response:
@@ -86,7 +91,7 @@ def build_rest(
         name = unquote(name)  # SDKs quote the slash of `team/model`; the server unquotes no path
         if name not in visible_aliases(await caller(request), catalog):
             raise UnknownAlias(f"The model {name!r} does not exist.", param="model")
-        return _json(_model(catalog.aliases[name]))
+        return _json(_model(catalog.aliases[name], since))
 
     @rest.get("/livez")
     async def livez() -> Response:
@@ -126,11 +131,11 @@ class _WithRequestId:
         await self._app(scope, receive, with_id)
 
 
-def _model(alias: Alias) -> dict[str, Any]:
+def _model(alias: Alias, since: int) -> dict[str, Any]:
     return {
         "id": alias.name,
         "object": "model",
-        "created": alias.created,
+        "created": alias.created or since,
         "owned_by": "weighbridge",
     }
 

@@ -658,7 +658,7 @@ class LitellmWire:
                 origin,
                 network=network_of(origin, backend),
                 headers=[(name.encode(), value.encode()) for name, value in backend.headers],
-                limits=HttpLimits(connections_max=backend.limits.concurrency_max),
+                limits=HttpLimits(connections_max=backend.limits.concurrency_max + 1),
             )
 
         return _Route(vendor, key, dict(parse_qsl(backend.query)), connect, origin)
