@@ -54,7 +54,8 @@ def vendor() -> Iterator[VendorProcess]:
 @pytest.fixture(scope="session")
 def served(vendor: VendorProcess) -> Iterator[GatewayProcess]:
     """A gateway with one alias for each row, client and form, and one for each scene."""
-    with gateway(_catalog(vendor.url), environment={"WEIGHBRIDGE_STREAM_KEEPALIVE_S": "1"}) as g:
+    patience = {"WEIGHBRIDGE_STREAM_KEEPALIVE_S": "1", "WEIGHBRIDGE_FIRST_STATUS_S_MAX": "3"}
+    with gateway(_catalog(vendor.url), environment=patience) as g:
         yield g
 
 

@@ -35,8 +35,8 @@ class Scene:
 
 
 _DOWN = Script(status=500)
-# Behind the gateway's patience for a silent head (25 s): the status has gone out, and comments.
-_LATE_S = 26.0
+# Behind the gateway's patience for a silent head (3 s here): the status has gone out, and comments.
+_LATE_S = 4.5
 
 SCENES: dict[str, Scene] = {
     "chat": Scene((Script(text=TEXT),)),

@@ -1,7 +1,8 @@
 """Long silences: comments that no SDK may stumble over, and failures behind a status 200.
 
-The gateway sends its head after 25 s without content, because proxies between cut silent
-connections; from then on a failure can only be an event. The waits are begun in `conftest.py`.
+The gateway sends its head after a while without content (25 s; 3 s here), because proxies between
+cut silent connections; from then on a failure can only be an event. The waits are begun in
+`conftest.py`.
 """
 
 from __future__ import annotations
