@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pytest_asyncio
 from tests.chaos.load import Load, call, chat, client, raw, request_bytes, status_of
 from tests.gateway_process import GatewayProcess, gateway_beside, vendor_catalog
 from tests.promises import promise
-from tests.vendor import Script, ScriptedVendor, vendor_in_loop
+from tests.vendor import Script, ScriptedVendor, until, vendor_in_loop
 
 HEAD_S = 1
 BODY_S = 2
@@ -46,12 +47,18 @@ class Place:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def place() -> AsyncIterator[Place]:
-    scripts = {"m": Script(tokens=3, ttft_s=0.01), "slow": Script(tokens=30, itl_s=0.1)}
+    scripts = {
+        "m": Script(tokens=3, ttft_s=0.01),
+        "slow": Script(tokens=30, itl_s=0.1),
+        "flood": Script(tokens=60_000),
+    }
     async with vendor_in_loop(scripts) as vendor:
         catalog = vendor_catalog(
-            {"a": f"{vendor.url}/v1"}, aliases={"chat": ["a/m"], "slow": ["a/slow"]}
+            {"a": f"{vendor.url}/v1"},
+            aliases={"chat": ["a/m"], "slow": ["a/slow"], "flood": ["a/flood"]},
         )
-        catalog["backends"]["a"]["models"]["slow"] = catalog["backends"]["a"]["models"]["m"]
+        models = catalog["backends"]["a"]["models"]
+        models |= {"slow": models["m"], "flood": models["m"]}
         async with gateway_beside(catalog, environment=LIMITS) as running:
             yield Place(running, vendor)
 
@@ -115,6 +122,30 @@ async def test_slow_ones_go_in_time_and_nobody_suffers(place: Place) -> None:
         f"all gone in time ({LORISES} lorises, at most {worst:.1f} s late; "
         f"{len(load.history)} ordinary calls beside them, all answered)",
     )
+
+
+async def test_who_never_reads_is_let_go(place: Place) -> None:
+    """Else it holds its stream, its place and its backend's connection for ever."""
+    place.vendor.clear()
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", place.running.port))
+        deaf.sendall(request_bytes(chat(model="flood", stream=True), place.running.auth))
+        await until(lambda: place.vendor.received)
+        await asyncio.sleep(IDLE_S / 2)
+        async with client(place.running.url) as http:
+            assert (await http.get("/readyz")).json()["in_flight"] == 1
+            await asyncio.sleep(IDLE_S / 2 + LATE_S)
+            assert (await http.get("/readyz")).json()["in_flight"] == 0
+
+
+async def test_who_has_no_key_is_not_listened_to(place: Place) -> None:
+    """A body costs memory: it is not read for anybody we would refuse anyway."""
+    head, _, _ = request_bytes(chat("x" * 50_000), {}).partition(b"\r\n\r\n")
+    since = time.monotonic()
+    status, error = await refused(place, head + b"\r\n\r\n{")
+    assert (status, error["code"]) == (401, "invalid_api_key")
+    assert time.monotonic() - since < BODY_S / 2
 
 
 # --- large ones -------------------------------------------------------------------------------

@@ -101,7 +101,6 @@ class Bad:
     headers: Mapping[str, str] = field(default_factory=dict)
     path: str = CHAT
     outcome: Outcome = Outcome.REFUSED
-    known: bool = True  # whose key it is
 
 
 def with_image(model: str) -> dict[str, Any]:
@@ -123,9 +122,7 @@ TABLE = {
     "NaN": Bad(*INVALID, b'{"model":"chat","messages":[],"x":NaN}', says="not valid JSON"),
     "a list": Bad(*INVALID, b"[]", says="JSON object"),
     "not UTF-8": Bad(*INVALID, b'{"model":"\xff\xfe"}', says="not valid JSON"),
-    "oversized": Bad(
-        413, "request_too_large", chat("x" * BODY_BYTES), says=str(BODY_BYTES), known=False
-    ),
+    "oversized": Bad(413, "request_too_large", chat("x" * BODY_BYTES), says=str(BODY_BYTES)),
     "too deep": Bad(413, "request_too_large", b"[" * 65 + b"]" * 65, says="64"),
     "too many messages": Bad(
         413, "request_too_large", chat(messages=[USER] * 2049), "messages", "2048"
@@ -257,7 +254,7 @@ async def test_refused_and_written_down_and_sent_nowhere(place: Place, name: str
     assert row["outcome"] == bad.outcome
     assert row["attempts"] == []
     assert row["cost_nano_usd"] is None
-    assert (row["key_id"] is not None) == (bad.known and bad.status != 401), row
+    assert (row["key_id"] is not None) == (bad.status != 401), row
 
 
 async def test_one_who_sends_two_keys_is_refused(place: Place) -> None:
