@@ -88,9 +88,10 @@ class HotEndpoint:
         watch = _Watch(scope, receive, self._tasks)
         answer: Answer | None = None
         try:
+            headers = await self._admit(scope, trip)
             body = await self._body(scope, receive, trip)
             watch.start()
-            answer = await self._answer(scope, body, trip, stage)
+            answer = await self._answer(headers, body, trip, stage)
             await self._deliver(answer, stage)
         except GatewayError as error:
             await self._fail(trip, stage, error)
@@ -123,6 +124,21 @@ class HotEndpoint:
         await self._fail(trip, stage, ending)
 
     # --- in -------------------------------------------------------------------------------------
+
+    async def _admit(self, scope: Scope, trip: Trip) -> Mapping[bytes, bytes]:
+        """The headers. Who is refused for them is refused before a byte of the body is read."""
+        if scope["method"] != "POST":
+            raise MethodNotAllowed(f"Use POST for {scope['path']}.")
+        raw: Headers = scope["headers"]
+        headers = dict(raw)
+        if len(headers) != len(raw):
+            _refuse_duplicates(raw)
+        self._dispatch.check_room()
+        trip.caller = self._keys.known(headers) or await self._keys.verify(headers)
+        kind = headers.get(b"content-type", b"application/json")
+        if not kind.startswith(b"application/json"):
+            raise WrongContentType("Send the body as application/json.")
+        return headers
 
     async def _body(self, scope: Scope, receive: Receive, trip: Trip) -> bytes:
         """The whole body, bounded in bytes and in time."""
@@ -161,19 +177,11 @@ class HotEndpoint:
             raise ClientGone
         return message
 
-    async def _answer(self, scope: Scope, body: bytes, trip: Trip, stage: _Stage) -> Answer:
-        if scope["method"] != "POST":
-            raise MethodNotAllowed(f"Use POST for {scope['path']}.")
-        raw: Headers = scope["headers"]
-        headers = dict(raw)
-        if len(headers) != len(raw):
-            _refuse_duplicates(raw)
-        self._dispatch.check_room()
-        caller = self._keys.known(headers) or await self._keys.verify(headers)
-        trip.caller = caller
-        kind = headers.get(b"content-type", b"application/json")
-        if not kind.startswith(b"application/json"):
-            raise WrongContentType("Send the body as application/json.")
+    async def _answer(
+        self, headers: Mapping[bytes, bytes], body: bytes, trip: Trip, stage: _Stage
+    ) -> Answer:
+        caller = trip.caller
+        assert caller is not None
         request = parse(self._endpoint, body, self._limits.body)
         check_scopes(caller, request.alias, self._endpoint, trip.rules.catalog)
         found = session_key(caller.key_id, request.alias, headers, request.document)
