@@ -1,6 +1,7 @@
 """The process that listens: uvicorn with httptools, and what uvicorn leaves out.
 
-- A request head has a time and a size (uvicorn has neither: a dripping head stays for ever).
+- A request head has a time and a size (uvicorn has neither: a dripping head stays for ever), and
+  so has the patience with a client that does not read.
 - What the parser refuses is answered with OpenAI's error object.
 - A refusal is heard: who is still sending when it goes out is listened to for a moment more.
 - A handler may ask to be told when its client is gone (`on_client_gone`), without a task.
@@ -39,10 +40,16 @@ class _Cycle(RequestResponseCycle):
     """One request and its response. The head waits for the first body bytes: one write, not two."""
 
     _head: list[bytes] | None = None
+    write_s_max = 75.0
 
     async def send(self, message: Any) -> None:
         if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
+            try:
+                async with asyncio.timeout(self.write_s_max):
+                    await self.flow.drain()
+            except TimeoutError:  # it does not read: `connection_lost` tells its handler
+                self.transport.abort()
+                return
         if self.disconnected:
             return
         if not self.response_started:
@@ -56,6 +63,8 @@ class _Cycle(RequestResponseCycle):
         self.response_started = True
         self.waiting_for_100_continue = False
         status: int = message["status"]
+        if self.more_body:  # answered before its end: the rest of the request is not read
+            self.keep_alive = False
         head = [STATUS_LINE[status]]
         self.chunked_encoding = status not in {204, 304}
         for name, value in (*self.default_headers, *message.get("headers", ())):
@@ -173,6 +182,7 @@ class Connection(HttpToolsProtocol):
             keep_alive=version != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
+        self.cycle.write_s_max = self.timeout_keep_alive
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:  # pipelined: one at a time
