@@ -8,6 +8,7 @@ way for ever. Later it is tried again: its database may be away, and the others 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -110,11 +111,12 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def end_with_parent(parent: int) -> None:
+async def watch_parent(parent: int) -> None:
     """A worker whose supervisor was killed has nobody to end it: it ends itself."""
-    if os.getppid() != parent:
-        log.error("the supervisor is gone; ending")
-        signal.raise_signal(signal.SIGTERM)
+    while os.getppid() == parent:  # noqa: ASYNC110 -- nothing tells of a parent that was killed
+        await asyncio.sleep(1.0)
+    log.error("the supervisor is gone; ending")
+    signal.raise_signal(signal.SIGTERM)
 
 
 def self_command() -> list[str]:

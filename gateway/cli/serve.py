@@ -112,51 +112,17 @@ def run_worker(
 ) -> None:
     """Build one worker and serve on `sock` until told to stop."""
     import asyncio
-    import gc
+    import contextlib
+    import signal
     import sys
 
-    import uvicorn
-
-    from gateway.app import worker
-    from gateway.server import Connection, Server
-    from gateway.supervisor import end_with_parent
-
     async def run() -> None:
-        async with worker(settings, name=name) as built:
-            Connection.head_bytes_max = settings.head_bytes_max
-            Connection.head_s_max = settings.head_s_max
-            config = uvicorn.Config(
-                built.asgi(),
-                http=Connection,
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=settings.keepalive_s_max,
-            )
-            # What start-up made stays; collecting it again and again is work for nothing.
-            gc.collect()
-            gc.freeze()
-            server = Server(
-                config,
-                drain_lag_s=settings.drain_lag_s,
-                drain_s_max=settings.drain_s_max,
-                on_drain=built.drain,
-                on_started=lambda: _announce(announce),
-            )
-            watch = None
-            if parent is not None:
-                watch = built.tasks.start(_watch(parent), "supervisor watch")
-            await server.serve(sockets=[sock])
-            if watch is not None:
-                watch.cancel()  # the worker waits for its tasks
-
-    async def _watch(supervisor: int) -> None:
-        while True:
-            await asyncio.sleep(1.0)
-            end_with_parent(supervisor)
+        # A signal during start-up ends it in order too; the server takes over once it listens.
+        starting = asyncio.current_task()
+        assert starting is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, starting.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await _serve(settings, sock, name, announce, parent)
 
     factory = None
     if sys.platform != "win32":
@@ -165,6 +131,45 @@ def run_worker(
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(run())
+
+
+async def _serve(
+    settings: Settings, sock: socket.socket, name: str, announce: str | None, parent: int | None
+) -> None:
+    import gc
+
+    import uvicorn
+
+    from gateway.app import worker
+    from gateway.server import Connection, Server
+    from gateway.supervisor import watch_parent
+
+    async with worker(settings, name=name) as built:
+        Connection.head_bytes_max = settings.head_bytes_max
+        Connection.head_s_max = settings.head_s_max
+        config = uvicorn.Config(
+            built.asgi(),
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=settings.keepalive_s_max,
+        )
+        # What start-up made stays; collecting it again and again is work for nothing.
+        gc.collect()
+        gc.freeze()
+        if parent is not None:
+            built.tasks.start(watch_parent(parent), "supervisor watch")
+        await Server(
+            config,
+            drain_lag_s=settings.drain_lag_s,
+            drain_s_max=settings.drain_s_max,
+            on_drain=built.drain,
+            on_started=lambda: _announce(announce),
+        ).serve(sockets=[sock])
 
 
 def _announce(where: str | None) -> None:
