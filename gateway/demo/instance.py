@@ -151,9 +151,10 @@ def start_gateway(home: Path, sock: socket.socket) -> children.Child:
     for stale in (home / "metrics").glob("*.json"):
         stale.unlink(missing_ok=True)
     clean = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}
+    own = ("--worker", "0", "--fd", str(sock.fileno()), "--parent", str(os.getpid()))
     return children.start(
         "the gateway",
-        [*self_command(), "serve", "--worker", "0", "--fd", str(sock.fileno())],
+        [*self_command(), "serve", *own],
         home / "gateway.log",
         environment={
             **clean,
