@@ -26,7 +26,7 @@ ALL = {"llamacpp", "katan", *VLLM}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         used = set(getattr(item, "fixturenames", ()))
-        if "engine" in used:
+        if "engine" in used and item.path.parent.name == "engines":
             used.add(item.callspec.params["engine"])  # type: ignore[attr-defined]
         if used & ALL:
             item.add_marker(pytest.mark.xdist_group("engines"))
