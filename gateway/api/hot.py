@@ -100,10 +100,11 @@ class HotEndpoint:
         except asyncio.CancelledError:
             if not watch.gone:  # not the client: the server is ending us
                 await self._cut_short(trip, answer, stage)
-                raise
-            if answer is not None:
-                answer.abandon()
-            self._dispatch.leave(trip)
+            else:
+                if answer is not None:
+                    answer.abandon()
+                self._dispatch.leave(trip)
+            # Either way it is obeyed; raised further the server would log it as a failure of ours.
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()
         except Exception:
