@@ -51,6 +51,11 @@ class ChaosProxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @property
+    def open(self) -> int:
+        """Connections that are carried now."""
+        return len(self._far)
+
     # --- the ways to fail -------------------------------------------------------------------
 
     async def up(self) -> None:
