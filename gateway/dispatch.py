@@ -291,7 +291,8 @@ class Dispatch:
         failures: list[UpstreamError] = []
         for candidate in decision.order:
             if failures and not self._budget.spend(self.now()):
-                break
+                # No retry of ours any more, so none of the SDK's either: it would go on for us.
+                raise AllAttemptsFailed(failures[-1].message, failures=tuple(failures))
             try:
                 return await self._attempt(trip, candidate)
             except UpstreamError as error:

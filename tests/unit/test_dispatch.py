@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.api.errors import error_headers, status_of
 from gateway.backends.base import Call, Piece
 from gateway.dispatch import Answer, Dispatch, RetryBudget, Rules, Trip, classify
 from gateway.domain.caller import Caller
@@ -359,6 +360,17 @@ def test_the_class_is_the_strictest_of_key_alias_and_request() -> None:
         classify(catalog, CALLER, 0, "secret")
     forgotten = Caller(key_id="k", name="n", privacy_floor="gone")
     assert classify(catalog, forgotten, 0, None) == 3  # unknown is the strictest
+
+
+async def test_when_the_retry_budget_is_spent_the_sdk_is_told_not_to_retry_either() -> None:
+    dispatch, wire, _ = build({"a": Script(before=UpstreamBroken("no", status=500)), "b": FINE})
+    while dispatch._budget.spend(dispatch.now()):
+        pass
+    with pytest.raises(AllAttemptsFailed) as caught:
+        await begin(dispatch)
+    assert len(wire.calls) == 1
+    assert status_of(caught.value) == 502
+    assert (b"x-should-retry", b"false") in error_headers(caught.value)
 
 
 def test_the_retry_budget_is_a_tenth_and_one_a_second() -> None:
