@@ -89,7 +89,7 @@ class HotEndpoint:
         answer: Answer | None = None
         try:
             headers = await self._admit(scope, trip)
-            body = await self._body(scope, receive, trip)
+            body = await self._body(headers, receive, trip)
             watch.start()
             answer = await self._answer(headers, body, trip, stage)
             await self._deliver(answer, stage)
@@ -141,30 +141,26 @@ class HotEndpoint:
             raise WrongContentType("Send the body as application/json.")
         return headers
 
-    async def _body(self, scope: Scope, receive: Receive, trip: Trip) -> bytes:
+    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, trip: Trip) -> bytes:
         """The whole body, bounded in bytes and in time."""
-        headers = scope["headers"]
         trip.received = trip.started
         limit = self._limits.body_bytes_max
-        for name, value in headers:
-            if name == b"content-length" and value.isdigit() and int(value) > limit:
-                raise BodyTooLarge(f"The body is larger than {limit} bytes.")
-        message = await self._next_part(receive)
-        if not message.get("more_body"):
-            body: bytes = message.get("body", b"")
-            if len(body) > limit:
-                raise BodyTooLarge(f"The body is larger than {limit} bytes.")
-            return body
-        parts, size = [message.get("body", b"")], len(message.get("body", b""))
-        while message.get("more_body"):
+        announced = headers.get(b"content-length", b"")
+        too_large = announced.isdigit() and int(announced) > limit
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more and not too_large:
             message = await self._next_part(receive)
-            part = message.get("body", b"")
-            size += len(part)
-            if size > limit:
-                raise BodyTooLarge(f"The body is larger than {limit} bytes.")
-            parts.append(part)
-            if self._dispatch.now() - trip.started > self._limits.body_s_max:
+            more = message.get("more_body", False)
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            too_large = size > limit
+            if more and self._dispatch.now() - trip.started > self._limits.body_s_max:
                 raise RequestTooSlow("The body did not arrive in time.")
+        if too_large:
+            raise BodyTooLarge(f"The body is larger than {limit} bytes.")
+        if len(parts) == 1:
+            return parts[0]
         trip.received = self._dispatch.now()
         return b"".join(parts)
 

@@ -141,6 +141,3 @@ class Fleet:
 
     def in_flight(self) -> dict[str, int]:
         return {name: seen.in_flight for name, seen in self._seen.items()}
-
-    def is_healthy(self, name: str) -> bool:
-        return self._of(name).healthy
