@@ -262,7 +262,7 @@ async def _redis(settings: Settings) -> RedisLink | None:
 
 
 def _wires(settings: Settings, catalog: Catalog) -> Mapping[str, Wire]:
-    """The wires the catalog speaks. Modules that few need (0.1-0.2 s to import) those few import."""
+    """The wires the catalog speaks. What few need (0.1-0.2 s to import) only those few import."""
     client: ClientFactory = FastHttpClient
     if settings.upstream_client == "aiohttp":
         from gateway.backends.http_aiohttp import AiohttpClient

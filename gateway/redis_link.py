@@ -1,8 +1,9 @@
 """The one Redis connection of a worker: commands of concurrent requests share a round trip.
 
 Commands issued in the same turn of the event loop leave in one write and their replies are read
-together (prototypes: redis-py asyncio 104-135 µs of CPU per call, one pipelined connection 8). redis-py still reads the
-URL; hiredis packs and parses. Any Redis 7 or Valkey; no command newer than Redis 6.2.
+together (prototypes: redis-py asyncio 104-135 µs of CPU per call, one pipelined connection 8).
+redis-py still reads the URL; hiredis packs and parses. Any Redis 7 or Valkey; no command newer than
+Redis 6.2.
 
 INVARIANTS: a command waits at most `timeout_s`, then every command in flight fails and the
 connection is dropped (replies are matched by order, so a late one would answer the wrong
