@@ -9,6 +9,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import orjson
@@ -96,9 +97,13 @@ def main() -> int:
     except ValueError as error:
         console.print(str(error))
         return 2
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # unwinds, so that what was started is stopped
+    told_to_stop = threading.Event()
+
+    def stop(*_: object) -> None:  # unwinds, so that what was started is stopped
+        told_to_stop.set()
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, stop)
     plan = _PLANS[options.plan]
     bar = Progress(
         TextColumn("{task.description:40}"),
@@ -111,6 +116,9 @@ def main() -> int:
         task = bar.add_task("", total=measure.steps(names, plan))
 
         def step(what: str) -> None:
+            # The interpreter swallows what a signal handler raises inside an at-fork callback.
+            if told_to_stop.is_set():
+                sys.exit(143)
             bar.update(task, description=what, advance=1, refresh=True)
 
         try:

@@ -22,7 +22,8 @@ from tests.gateway_process import GatewayProcess, gateway_beside, vendor_catalog
 from tests.promises import promise
 from tests.vendor import Script, ScriptedVendor, until, vendor_in_loop
 
-LAG_S = 1
+LAG_S = 2
+TOLD_S = 0.5  # for the word to reach every worker of a busy machine
 DRAIN_S = 2
 ROUNDS = 2
 SCRIPTS = {
@@ -64,7 +65,7 @@ def book_of() -> dict:
 
 async def accepted_during_the_lag(running: GatewayProcess) -> tuple[int, list[Answer]]:
     """Calls on new connections for as long as the gateway says that it is going."""
-    served, unready, until_at = [], 0, time.monotonic() + 0.7 * LAG_S
+    served, unready, until_at = [], 0, time.monotonic() + 0.5 * LAG_S
     while time.monotonic() < until_at:
         async with client(running.url) as http:
             state = await http.get("/readyz")
@@ -87,7 +88,7 @@ async def one_round(running: GatewayProcess, vendor: ScriptedVendor) -> list[Ans
         await asyncio.sleep(0.3)
         told_at = time.monotonic()
         running.process.send_signal(signal.SIGTERM)
-        await asyncio.sleep(0.15)
+        await asyncio.sleep(TOLD_S)
         unready, served = await accepted_during_the_lag(running)
         assert unready == len(served) > 0
         assert all(answer.ok for answer in served), served
