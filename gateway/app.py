@@ -14,7 +14,6 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gateway.api.auth import Keys
@@ -24,6 +23,7 @@ from gateway.api.wire import BodyLimits
 from gateway.backends.base import Wire
 from gateway.backends.http_fast import FastHttpClient
 from gateway.backends.openai_http import ClientFactory, OpenAIHttpWire
+from gateway.bundle import Bundle, load, read_folder
 from gateway.dispatch import Dispatch, Rules
 from gateway.domain.catalog import Backend, Catalog
 from gateway.fleet.observed import Fleet
@@ -31,12 +31,9 @@ from gateway.fleet.prober import probe_forever, probe_once
 from gateway.ledger.flusher import Flusher
 from gateway.ledger.journal import Journal
 from gateway.ledger.keys import KeyStore
-from gateway.ledger.prices import PriceBook, load_prices
 from gateway.ledger.store import Store, StoreUnreachable
-from gateway.policy.catalog import load_catalog
 from gateway.policy.engine import Router
-from gateway.policy.language import Policy, load_policy
-from gateway.policy.source import ConfigErrors, nearest
+from gateway.policy.source import ConfigErrors
 from gateway.redis_link import RedisDown, RedisLink
 from gateway.runtime import RequestIds, SystemClock, TaskOwner
 from gateway.sessions import LocalSessions, RedisSessions, Sessions
@@ -55,27 +52,17 @@ class StartupError(Exception):
     """The gateway cannot start. The message says what to do about it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyFiles:
-    """Everything below the policy folder, loaded and checked together."""
-
-    catalog: Catalog
-    policy: Policy
-    prices: PriceBook
-
-    def rules(self, today: dt.date) -> Rules:
-        """The rules in force on `today`: prices have dates."""
-        rates = self.prices.in_force(today)
-        affinity = self.policy.behaviour.affinity
-        return Rules(
-            catalog=self.catalog,
-            router=Router.build(self.policy, self.catalog, rates),
-            rates=rates,
-            policy=self.policy.name,
-            policy_digest=self.policy.digest,
-            affinity_idle_s=affinity.idle_s if affinity is not None else None,
-            label=f"{self.policy.name}@{self.policy.digest[:12]}",
-        )
+def rules(bundle: Bundle, today: dt.date) -> Rules:
+    """What is decided by on `today`: prices have dates."""
+    rates = bundle.prices.in_force(today)
+    return Rules(
+        catalog=bundle.catalog,
+        router=Router.build(bundle.policy, bundle.catalog, rates),
+        rates=rates,
+        policy=bundle.policy,
+        digest=bundle.digest,
+        label=bundle.label,
+    )
 
 
 def secret_present(reference: str) -> bool:
@@ -87,37 +74,14 @@ def secret_present(reference: str) -> bool:
     return True
 
 
-def load_files(settings: Settings) -> PolicyFiles:
-    """Read catalog, prices and the policy in force. Raises StartupError naming file and place."""
+def load_files(settings: Settings) -> Bundle:
+    """Read the policy folder with the policy in force. Raises StartupError: file and place."""
     folder = settings.policies_dir
-    source = folder / "catalog.yaml"
     try:
-        catalog = load_catalog(_text(source), source=str(source), secret_present=secret_present)
-        prices = load_prices(
-            [(str(p), _text(p)) for p in sorted((folder / "prices").glob("*.yaml"))]
-        )
-        policy_path = folder / "routing" / f"{settings.policy}.yaml"
-        if not policy_path.is_file():
-            there = sorted(p.stem for p in (folder / "routing").glob("*.yaml"))
-            raise StartupError(
-                f"WEIGHBRIDGE_POLICY: there is no policy {settings.policy!r} in "
-                f"{folder / 'routing'}; {nearest(settings.policy, there) or ', '.join(there)}"
-            )
-        policy = load_policy(_text(policy_path), source=str(policy_path), catalog=catalog)
+        files = read_folder(folder, settings.policy)
+        return load(files, secret_present=secret_present, folder=folder)
     except ConfigErrors as error:
         raise StartupError(str(error)) from error
-    return PolicyFiles(catalog=catalog, policy=policy, prices=prices)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise StartupError(
-            f"{path}: {error.strerror}; `weighbridge init DIR` writes starter policies"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise StartupError(f"{path}: not UTF-8 text at byte {error.start}") from error
 
 
 async def open_store(settings: Settings) -> Store:
@@ -205,7 +169,7 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
         fleet = Fleet(files.catalog.backends)
         telemetry = _telemetry(settings, name, files.catalog, fleet, journal)
         dispatch = Dispatch(
-            rules=files.rules(_today()),
+            rules=rules(files, _today()),
             wires=wires,
             fleet=fleet,
             sessions=sessions,
@@ -317,7 +281,7 @@ def _limits(settings: Settings) -> HotLimits:
     )
 
 
-async def _housekeeping(files: PolicyFiles, dispatch: Dispatch) -> None:
+async def _housekeeping(files: Bundle, dispatch: Dispatch) -> None:
     """What is due once a second: the tally for other workers, and new prices at midnight."""
     day = _today()
     while True:
@@ -325,7 +289,7 @@ async def _housekeeping(files: PolicyFiles, dispatch: Dispatch) -> None:
         dispatch.telemetry.save()
         if _today() != day:
             day = _today()
-            dispatch.rules = files.rules(day)
+            dispatch.rules = rules(files, day)
 
 
 def _today() -> dt.date:

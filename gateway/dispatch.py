@@ -45,6 +45,7 @@ from gateway.domain.money import Rates, cost
 from gateway.domain.outcome import AttemptRecord, Outcome, RequestRecord
 from gateway.domain.request import CHARS_PER_TOKEN, ModelRequest, Usage
 from gateway.fleet.observed import Fleet
+from gateway.policy.language import Policy
 from gateway.runtime import Clock
 from gateway.sessions import Sessions
 from gateway.telemetry import Telemetry
@@ -80,9 +81,8 @@ class Rules:
     catalog: Catalog
     router: Router
     rates: Mapping[Target, Rates]
-    policy: str
-    policy_digest: str
-    affinity_idle_s: int | None
+    policy: Policy
+    digest: str  # of the bundle
     label: str  # policy@digest, for the answer header
 
 
@@ -228,8 +228,8 @@ class Dispatch:
             id=self.new_id(),
             started_at_us=_us(self.clock.wall()),
             endpoint=endpoint,
-            policy=rules.policy,
-            policy_digest=rules.policy_digest,
+            policy=rules.policy.name,
+            policy_digest=rules.digest,
             worker=self.worker,
         )
         return Trip(record, rules, self.now())
@@ -264,9 +264,10 @@ class Dispatch:
         record.alias, record.stream = alias.name, request.stream
         rank = classify(rules.catalog, caller, alias.privacy_floor, privacy)
         record.privacy_class = rules.catalog.privacy_classes[rank]
-        if session is not None and rules.affinity_idle_s is not None and len(alias.targets) > 1:
+        affinity = rules.policy.behaviour.affinity
+        if session is not None and affinity is not None and len(alias.targets) > 1:
             trip.session = record.session = session
-            trip.pinned = await self.sessions.recall(session, rules.affinity_idle_s)
+            trip.pinned = await self.sessions.recall(session, affinity.idle_s)
         snapshot = self.fleet.snapshot((t.backend for t in alias.targets), self.now())
         decision = rules.router.decide(
             Facts(
@@ -446,9 +447,9 @@ class Dispatch:
                 tpot_ms=tpot_ms,
             )
             if trip.session is not None and answer.candidate.target != trip.pinned:
-                idle_s = trip.rules.affinity_idle_s
-                assert idle_s is not None
-                self.sessions.remember(trip.session, answer.candidate.target, idle_s)
+                affinity = trip.rules.policy.behaviour.affinity
+                assert affinity is not None
+                self.sessions.remember(trip.session, answer.candidate.target, affinity.idle_s)
         elif outcome is Outcome.CANCELLED:
             self.fleet.abandoned(attempt.backend)
         else:

@@ -42,7 +42,7 @@ def routes(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"policy {files.policy.name}@{files.policy.digest[:12]}", box=None)
+    table = Table(title=f"policy {files.label}", box=None)
     for name in ("alias", "target", "kind", "cleared for", "price", "state"):
         table.add_column(name, overflow="fold")
     before = ""

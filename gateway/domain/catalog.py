@@ -55,6 +55,7 @@ class Model:
 
     `prompt_tokens_max` bounds the prompt alone: some vendors take less input than their context
     window, and some reprice a whole request above a prompt length we do not want to cross.
+    `licence` is an SPDX identifier or the licence's own name, None where unknown.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Model:
     output_tokens_max: int | None = None
     endpoints: frozenset[Endpoint] = frozenset({Endpoint.CHAT})
     capabilities: frozenset[Capability] = frozenset()
+    licence: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,28 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Equivalence:
+    """Targets declared to be the same model: same weights, at a stated precision.
+
+    `declared_by` says who vouches for it, `evidence` on what grounds.
+    """
+
+    name: str
+    weights: str
+    precision: str
+    declared_by: str
+    targets: frozenset[Target]
+    evidence: str = ""
+
+
+class StandIn(StrEnum):
+    """Who may take over from the first choice of an alias, as fallback or in a hedge."""
+
+    ALIAS = "alias"  # any target of the alias: whoever wrote the list vouches for it
+    GROUP = "group"  # only targets in a declared equivalence group with the first choice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Alias:
     """The model name an app asks for, and the targets that may stand in for it, in file order.
 
@@ -120,15 +144,21 @@ class Alias:
     name: str
     targets: tuple[Target, ...]
     privacy_floor: int = 0
+    stand_in: StandIn = StandIn.ALIAS
     description: str = ""
     created: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Catalog:
-    """The whole. `privacy_classes` is ordered from least to most strict; a rank is an index."""
+    """The whole. `privacy_classes` is ordered from least to most strict; a rank is an index.
+
+    `detectors` maps a detector of `policy.detect` to the rank that what it finds calls for.
+    """
 
     privacy_classes: tuple[str, ...]
     backends: Mapping[str, Backend]
     aliases: Mapping[str, Alias]
     digest: str
+    equivalences: tuple[Equivalence, ...] = ()
+    detectors: Mapping[str, int] = field(default_factory=dict)

@@ -24,17 +24,19 @@ class Outcome(StrEnum):
     FAILED_MIDSTREAM = "failed_midstream"  # content had gone out already
     CANCELLED = "client_cancelled"  # the client left
     INTERRUPTED = "interrupted"  # we died; closed on the next start
+    HEDGE_LOST = "hedge_lost"  # of an attempt: another one answered first
     INTERNAL = "internal_error"
 
 
 @dataclass(slots=True, kw_only=True)
 class AttemptRecord:
-    """One dispatch to one backend. `number` counts from 1."""
+    """One dispatch to one backend. `number` counts from 1. `why` is the candidate's, or `hedge`."""
 
     number: int
     backend: str
     model: str
     started_at_us: int
+    why: str | None = None
     outcome: str = Outcome.INTERRUPTED.value
     http_status: int = 0
     error_code: str | None = None
@@ -51,7 +53,12 @@ class AttemptRecord:
 
 @dataclass(slots=True, kw_only=True)
 class RequestRecord:
-    """One request. Written open when the first attempt starts, whole when it ends."""
+    """One request. Written open when the first attempt starts, whole when it ends.
+
+    Tokens are those of the answer; the cost is the sum over all attempts, a hedge's loser included.
+    `policy_digest` names the whole set of files in force (`bundle`). `shadow_of` is set on a copy
+    sent for comparison: the request it copies. Such a row has no key: nobody is billed for it.
+    """
 
     id: str
     started_at_us: int
@@ -66,6 +73,8 @@ class RequestRecord:
     model: str | None = None
     policy: str | None = None
     policy_digest: str | None = None
+    route: str | None = None
+    shadow_of: str | None = None
     decision: dict[str, object] | None = None
     outcome: str = Outcome.INTERRUPTED.value
     http_status: int = 0

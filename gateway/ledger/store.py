@@ -47,7 +47,7 @@ from gateway.domain.errors import StoreUnavailable
 from gateway.domain.outcome import AttemptRecord, RequestRecord
 from gateway.settings import bundled
 
-SCHEMA = "0001"  # the migration this code was written for
+SCHEMA = "0002"  # the migration this code was written for
 
 _ADVISORY_LOCK = 0x77656967  # "weig": any number, the same in every worker
 _CONNECT_S_MAX = 5.0
@@ -84,6 +84,8 @@ requests = sa.Table(
     sa.Column("model", sa.Text),
     sa.Column("policy", sa.Text),
     sa.Column("policy_digest", sa.Text),
+    sa.Column("route", sa.Text),
+    sa.Column("shadow_of", sa.Text),
     sa.Column("decision", _Json),
     sa.Column("outcome", sa.Text, nullable=False),
     sa.Column("http_status", sa.Integer, nullable=False),
@@ -122,6 +124,7 @@ attempts = sa.Table(
     sa.Column("backend", sa.Text, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("started_at_us", sa.BigInteger, nullable=False, index=True),
+    sa.Column("why", sa.Text),
     sa.Column("outcome", sa.Text, nullable=False),
     sa.Column("http_status", sa.Integer, nullable=False),
     sa.Column("error_code", sa.Text),
@@ -162,6 +165,29 @@ keys = sa.Table(
     sa.Column("expires_at_us", sa.BigInteger),
     sa.Column("revoked_at_us", sa.BigInteger),
     sa.Column("replaced_by", sa.Text),
+)
+
+# Every set of policy files that was ever in force: the texts as they were, keyed by their digest.
+bundles = sa.Table(
+    "policy_bundles",
+    metadata,
+    sa.Column("digest", sa.Text, primary_key=True),
+    sa.Column("policy", sa.Text, nullable=False),
+    sa.Column("files", _Json, nullable=False),  # path below the policy folder -> text
+)
+
+# Which was in force from when. Appended only: the highest number is in force. The number is the
+# compare-and-swap: whoever inserts the one after what it has seen wins.
+versions = sa.Table(
+    "policy_versions",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("policy", sa.Text, nullable=False),
+    sa.Column("origin", sa.Text, nullable=False),  # start | file | apply | rollback
+    sa.Column("author", sa.Text, nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("applied_at_us", sa.BigInteger, nullable=False),
 )
 
 

@@ -374,4 +374,9 @@ def _cut(
     return tuple(order), tuple(cut)
 
 
-_WHY = {By.ORDER: "preferred", By.CHEAPEST: "cheapest", By.FASTEST: "fastest"}
+_WHY = {
+    By.ORDER: "preferred",
+    By.CHEAPEST: "cheapest",
+    By.FASTEST: "fastest",
+    By.MIX: "balanced",
+}

@@ -17,7 +17,8 @@ add a field to the schema with a default that means what was before, and carry i
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -27,6 +28,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 from gateway.domain.catalog import Catalog, Kind
 from gateway.domain.money import NANO_PER_USD
 from gateway.domain.request import Capability, Endpoint
+from gateway.policy.expressions import Expression
 from gateway.policy.source import Findings, Path, Strict, digest, json_schema, nearest, read
 
 DEFAULT_ROUTE = "default"
@@ -38,6 +40,26 @@ class By(StrEnum):
     ORDER = "order"
     CHEAPEST = "cheapest"
     FASTEST = "fastest"
+    MIX = "mix"
+
+
+class OwnCost(StrEnum):
+    """What a request on our own machines counts as costing when candidates are compared."""
+
+    ALLOCATED = "allocated"  # the price book's figure; unpriced sorts last
+    MARGINAL = "marginal"  # nothing: a warm machine is paid for anyway
+
+
+class Priority(StrEnum):
+    """Who goes first when room is short."""
+
+    CRITICAL = "critical"
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+# The share of a bound (a backend's concurrency, a worker's requests in flight) each may fill.
+PRIORITY_SHARES = {Priority.CRITICAL: 1.0, Priority.INTERACTIVE: 0.95, Priority.BATCH: 0.7}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,19 +76,84 @@ class Affinity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetryBudget:
+    """Repeats allowed: `share` of the requests, and `per_s` more every second."""
+
+    share: float = 0.1
+    per_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Bounds in milliseconds; None leaves the backend's own. The tighter of the two counts."""
+
+    connect_ms: int | None = None
+    first_token_ms: int | None = None
+    first_token_ms_per_1k_prompt_tokens: int | None = None
+    idle_ms: int | None = None
+    total_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hedge:
+    """Ask a second backend when the first has said nothing after `after_ms`.
+
+    At most `share_max` of the requests are hedged. Who answers first wins; what the other one
+    used is booked too.
+    """
+
+    after_ms: int
+    share_max: float = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spill:
+    """From which load on our own machines are tried only after all others.
+
+    `in_flight_share_max` of the backend's concurrency, `queue_max` requests waiting in the engine,
+    `kv_used_max` of its KV cache.
+    """
+
+    in_flight_share_max: float | None = None
+    queue_max: int | None = None
+    kv_used_max: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
     """How hard to try. `affinity` of None: every request is routed afresh."""
 
     attempts_max: int = 3
     backends_max: int = 2
     affinity: Affinity | None = None
+    retries: RetryBudget = RetryBudget()
+    timeouts: Timeouts = Timeouts()
+    hedge: Hedge | None = None
+    spill: Spill | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A time of the week in a zone. `days`: 0 is Monday. Minutes of the day; an end that is not
+    after the start lies on the next day."""
+
+    zone: str
+    days: frozenset[int]
+    start_minute: int
+    end_minute: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """Which requests a route is for; None does not narrow. Privacy bounds are ranks, inclusive."""
+    """Which requests a route is for; None does not narrow. Privacy bounds are ranks, inclusive.
+
+    `tags` are the key's: each named one must have one of the values. `spent` names limits, one of
+    which must be used up. `expression` is CEL, see `policy.expressions`.
+    """
 
     aliases: frozenset[str] | None = None
+    keys: frozenset[str] | None = None
+    tags: Mapping[str, frozenset[str]] = field(default_factory=dict)
     endpoint: Endpoint | None = None
     privacy_at_least: int | None = None
     privacy_at_most: int | None = None
@@ -74,23 +161,94 @@ class Match:
     needs: frozenset[Capability] = frozenset()
     prompt_tokens_min: int | None = None
     prompt_tokens_max: int | None = None
+    window: Window | None = None
+    spent: frozenset[str] = frozenset()
+    expression: Expression | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a backend's data terms and a model's licence must say. Unknown does not satisfy."""
+
+    regions: frozenset[str] | None = None
+    retention_days_max: int | None = None
+    no_training: bool = False
+    certifications: frozenset[str] = frozenset()
+    subprocessors_allowed: frozenset[str] | None = None
+    licences: frozenset[str] | None = None
+
+
+class Metric(StrEnum):
+    """What a service level is about; all in milliseconds."""
+
+    TTFT = "ttft_ms"
+    TPOT = "tpot_ms"
+    END_TO_END = "end_to_end_ms"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """A soft bound at a percentile (50, 90, 95 or 99): who misses it comes after who does not."""
+
+    metric: Metric
+    percentile: int
+    ms_max: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """A share of the requests goes to `backends` first; all others use them last.
+
+    Taken back by itself once `samples_min` of them have ended and their failures exceed
+    `error_share_max`, or their mean cost `cost_ratio_max` times that of the others.
+    """
+
+    backends: frozenset[str]
+    share: float
+    error_share_max: float = 0.05
+    cost_ratio_max: float | None = None
+    samples_min: int = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shadow:
+    """A copy of a share of the requests goes to `backend` too; its answer is thrown away."""
+
+    backend: str
+    share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """How one kind of request is routed. Tiers hold names of kinds and of backends."""
+    """How one kind of request is routed. Tiers hold names of kinds and of backends.
+
+    For `By.MIX`, `cost_weight` (0..1) against 1 - `cost_weight` for latency. `hysteresis`: the
+    incumbent stays while its score is at most so much worse (share). `explore`: this share of the
+    requests goes to another eligible target of the best tier, to keep what is known fresh.
+    `behaviour` is complete: the file's with what the route overrides.
+    """
 
     name: str
     match: Match = Match()
     prefer: tuple[frozenset[str], ...] = ()
     by: By = By.ORDER
+    cost_weight: float = 0.5
+    hysteresis: float = 0.05
+    explore: float = 0.0
+    own_cost: OwnCost = OwnCost.ALLOCATED
     only: bool = False
+    require: Terms = Terms()
     price_max_nano_usd: int | None = None
+    slos: tuple[Slo, ...] = ()
+    priority: Priority = Priority.INTERACTIVE
+    canary: Canary | None = None
+    shadow: Shadow | None = None
+    behaviour: Behaviour = Behaviour()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """A routing policy. The last route matches everything."""
+    """A routing policy. The last route matches everything. `behaviour` is the file's own."""
 
     name: str
     description: str
@@ -160,7 +318,9 @@ class ChoiceFile(Strict):
         max_length=50,
         description="Tiers of kinds (self_hosted, managed, closed_api) or backends, best first.",
     )
-    by: By = Field(default=By.ORDER, description="Inside a tier.")
+    by: Literal["order", "cheapest", "fastest"] = Field(
+        default="order", description="Inside a tier."
+    )
     only: bool = Field(default=False, description="Never use what is in no tier.")
     price_max_usd: Dollars | None = Field(
         default=None, description="Predicted cost of one request, hard; unknown prices are out."
@@ -185,8 +345,14 @@ class PolicyFile(Strict):
     default: ChoiceFile
 
 
-def load_policy(text: str, *, source: str, catalog: Catalog) -> Policy:
-    """The file as a Policy, its names resolved in `catalog`. Raises ConfigErrors."""
+def load_policy(
+    text: str,
+    *,
+    source: str,
+    catalog: Catalog,
+    limits: frozenset[str] = frozenset(),  # noqa: ARG001
+) -> Policy:
+    """The file as a Policy, its names resolved in `catalog` and `limits`. Raises ConfigErrors."""
     file, findings = read(PolicyFile, text, source)
     names: set[str] = {DEFAULT_ROUTE}
     for index, route in enumerate(file.routes):
@@ -198,13 +364,17 @@ def load_policy(text: str, *, source: str, catalog: Catalog) -> Policy:
         _check_choice(route, path, catalog, findings)
     _check_choice(file.default, ("default",), catalog, findings)
     findings.raise_if_any()
+    behaviour = _behaviour(file.behaviour)
     return Policy(
         name=file.name,
         description=file.description,
-        behaviour=_behaviour(file.behaviour),
+        behaviour=behaviour,
         routes=(
-            *(_route(route.name, route, _match(route.match, catalog)) for route in file.routes),
-            _route(DEFAULT_ROUTE, file.default, Match()),
+            *(
+                _route(route.name, route, _match(route.match, catalog), behaviour)
+                for route in file.routes
+            ),
+            _route(DEFAULT_ROUTE, file.default, Match(), behaviour),
         ),
         digest=digest(file),
     )
@@ -282,13 +452,14 @@ def _match(file: MatchFile, catalog: Catalog) -> Match:
     )
 
 
-def _route(name: str, file: ChoiceFile, match: Match) -> Route:
+def _route(name: str, file: ChoiceFile, match: Match, behaviour: Behaviour) -> Route:
     price = file.price_max_usd
     return Route(
         name=name,
         match=match,
         prefer=tuple(map(frozenset, file.prefer)),
-        by=file.by,
+        by=By(file.by),
         only=file.only,
         price_max_nano_usd=None if price is None else int(Decimal(price) * NANO_PER_USD),
+        behaviour=behaviour,
     )

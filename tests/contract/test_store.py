@@ -286,7 +286,10 @@ async def test_migrations_and_tables_agree(store):
         return {
             table: (
                 sorted((c["name"], c["sqltext"]) for c in inspector.get_check_constraints(table)),
-                [(c["name"], str(c["type"]), c["nullable"]) for c in inspector.get_columns(table)],
+                # Sorted: a migration can only append a column.
+                sorted(
+                    (c["name"], str(c["type"]), c["nullable"]) for c in inspector.get_columns(table)
+                ),
                 inspector.get_pk_constraint(table),
                 sorted((i["name"], i["column_names"]) for i in inspector.get_indexes(table)),
             )

@@ -142,11 +142,12 @@ def build(scripts: dict[str, Script], **fields: Any) -> tuple[Dispatch, Scripted
         aliases={"chat": Alias(name="chat", targets=targets)},
         digest="c",
     )
+    behaviour = Behaviour(attempts_max=3, backends_max=3, affinity=Affinity(idle_s=600))
     policy = Policy(
         name="p",
         description="",
-        behaviour=Behaviour(attempts_max=3, backends_max=3, affinity=Affinity(idle_s=600)),
-        routes=(Route(name="default"),),
+        behaviour=behaviour,
+        routes=(Route(name="default", behaviour=behaviour),),
         digest="d" * 64,
     )
     rates = {t: Rates(id="r", input=Decimal(1), output=Decimal(2)) for t in targets}
@@ -157,9 +158,8 @@ def build(scripts: dict[str, Script], **fields: Any) -> tuple[Dispatch, Scripted
             catalog=catalog,
             router=Router.build(policy, catalog, rates),
             rates=rates,
-            policy="p",
-            policy_digest=policy.digest,
-            affinity_idle_s=600,
+            policy=policy,
+            digest=policy.digest,
             label="p@d",
         ),
         wires={"scripted": wire},

@@ -56,6 +56,7 @@ def test_what_is_written_is_what_is_loaded():
             prefer=(frozenset({"self_hosted"}), frozenset({"api", "managed"})),
             by=By.FASTEST,
             only=True,
+            behaviour=policy.behaviour,
         ),
         Route(
             name="long",
@@ -68,15 +69,16 @@ def test_what_is_written_is_what_is_loaded():
             ),
             by=By.CHEAPEST,
             price_max_nano_usd=50_000_000,
+            behaviour=policy.behaviour,
         ),
-        Route(name="default", prefer=(frozenset({"home"}),)),
+        Route(name="default", prefer=(frozenset({"home"}),), behaviour=policy.behaviour),
     )
 
 
 def test_the_shortest_policy():
     policy = load("version: 1\nname: p\ndefault: {}\n")
     assert policy.behaviour == Behaviour(attempts_max=3, backends_max=2, affinity=None)
-    assert policy.routes == (Route(name="default"),)
+    assert policy.routes == (Route(name="default", behaviour=policy.behaviour),)
 
 
 def test_one_class_alone_can_be_matched():

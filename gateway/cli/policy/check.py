@@ -1,38 +1,20 @@
-"""`weighbridge policy`: check the files people write, and the schemas their editors use.
-
-Exit codes: 0 fine, 1 a check failed, 2 usage. Heavy imports happen inside the commands.
-"""
+"""`weighbridge policy check`: everything that is wrong with the files people write."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from gateway.cli.policy.options import AsJson, Folder, in_force, usage
 
 if TYPE_CHECKING:
     from gateway.domain.catalog import Catalog
     from gateway.policy.source import Problem
 
-app = typer.Typer(
-    name="policy",
-    help="Check the catalog, prices and routing policies.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
 
-Folder = Annotated[
-    Path | None,
-    typer.Option("--dir", help="The folder with catalog.yaml; default: the one in force."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
-
-@app.command(
-    epilog="Example: weighbridge policy check; weighbridge policy check policies/routing/mine.yaml"
-)
 def check(
     files: Annotated[
         list[Path] | None,
@@ -41,8 +23,11 @@ def check(
     folder: Folder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read the files and print everything that is wrong with them, or ok."""
-    folder = folder or _in_force()
+    """Read the files and print everything that is wrong with them, or ok.
+
+    Example: weighbridge policy check policies/routing/mine.yaml
+    """
+    folder = folder or in_force()
     wanted = files or _all(folder)
     _require(wanted or [folder / "catalog.yaml"])
     problems, notes = _check(wanted, folder)
@@ -64,46 +49,6 @@ def check(
             f"{len(problems)} problems in {bad} of {len(wanted)} files" if problems else "ok"
         )
     raise typer.Exit(1 if problems else 0)
-
-
-@app.command(epilog="Example: weighbridge policy schema catalog; weighbridge policy schema --check")
-def schema(
-    kind: Annotated[
-        str, typer.Argument(metavar="[catalog|routing|prices]", help="Print this one.")
-    ] = "",
-    folder: Folder = None,
-    write: Annotated[bool, typer.Option("--write", help="Write all to DIR/schema/.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Fail where DIR/schema/ differs.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """The JSON Schemas that editors complete and check these files with."""
-    schemas = _schemas()
-    if kind:
-        if kind not in schemas or write or check:
-            _usage(f"give one of {', '.join(schemas)} alone, or --write, or --check")
-        typer.echo(schemas[kind], nl=False)
-        return
-    if write == check:
-        _usage("give a kind, or --write, or --check")
-    folder = folder or _in_force()
-    stale = []
-    for name, text in schemas.items():
-        path = folder / "schema" / f"{name}.schema.json"
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            stale.append(str(path))
-            if write:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text, encoding="utf-8")
-    if as_json:
-        typer.echo(json.dumps({"ok": write or not stale, "written" if write else "stale": stale}))
-    else:
-        for path_name in stale:
-            typer.echo(f"{'wrote' if write else 'out of date:'} {path_name}")
-        if check and stale:
-            typer.echo("run: weighbridge policy schema --write")
-        elif not stale:
-            typer.echo("ok")
-    raise typer.Exit(1 if check and stale else 0)
 
 
 def _check(files: list[Path], folder: Path) -> tuple[list[Problem], list[str]]:
@@ -174,20 +119,6 @@ def _kind(file: Path) -> str:
     return "prices" if "prices" in top or file.parent.name == "prices" else "routing"
 
 
-def _schemas() -> dict[str, str]:
-    from gateway.ledger import prices
-    from gateway.policy import catalog, language
-
-    made = {
-        "catalog": catalog.schema(),
-        "routing": language.schema(),
-        "prices": prices.schema(),
-    }
-    return {
-        name: json.dumps(body, indent=2, ensure_ascii=False) + "\n" for name, body in made.items()
-    }
-
-
 def _all(folder: Path) -> list[Path]:
     catalog = folder / "catalog.yaml"
     found = [*sorted(folder.glob("prices/*.yaml")), *sorted(folder.glob("routing/*.yaml"))]
@@ -197,15 +128,6 @@ def _all(folder: Path) -> list[Path]:
 def _read(file: Path) -> str:
     # What is not UTF-8 becomes a lone surrogate here, and a finding with a position in the reader.
     return file.read_text(encoding="utf-8-sig", errors="surrogateescape")
-
-
-def _in_force() -> Path:
-    from gateway.settings import Settings, SettingsError
-
-    try:
-        return Settings.load().policies_dir
-    except SettingsError as error:
-        _usage(str(error))
 
 
 def _secret_present(reference: str) -> bool:
@@ -226,9 +148,4 @@ def _as_dict(problem: Problem) -> dict[str, Any]:
 def _require(files: list[Path]) -> None:
     for file in files:
         if not file.is_file():
-            _usage(f"no such file: {file}")
-
-
-def _usage(message: str) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(2)
+            usage(f"no such file: {file}")

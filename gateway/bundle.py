@@ -1,0 +1,139 @@
+"""A set of policy files, loaded and checked together: what is in force is always one of these.
+
+Owns which files belong together and the digest that names them. A bundle is made of texts, from a
+folder or from the database, and is the same bundle wherever the same texts are. Reads folders;
+knows no database (`ledger.versions` keeps bundles) and makes no decision.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from gateway.domain.catalog import Catalog
+from gateway.domain.limit import Limit
+from gateway.ledger.prices import PriceBook, load_prices
+from gateway.policy.catalog import load_catalog
+from gateway.policy.language import Policy, load_policy
+from gateway.policy.limits import load_limits
+from gateway.policy.source import ConfigErrors, Problem, nearest
+
+CATALOG, LIMITS, PRICES, ROUTING = "catalog.yaml", "limits.yaml", "prices/", "routing/"
+
+Files = Mapping[str, str]  # path below the policy folder -> text; exactly one routing policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """Catalog, prices, limits and one routing policy. `digest` is 64 hexadecimal characters."""
+
+    files: Files
+    digest: str
+    catalog: Catalog
+    policy: Policy
+    prices: PriceBook
+    limits: tuple[Limit, ...]
+
+    @property
+    def label(self) -> str:
+        """For people and answer headers: `name@digest`, the digest shortened."""
+        return f"{self.policy.name}@{self.digest[:12]}"
+
+
+def read_folder(folder: Path, policy: str, *, routing: Path | None = None) -> Files:
+    """The files of `folder` with the routing policy `policy`, or the one in the file `routing`.
+
+    Raises ConfigErrors where a file is missing or is not text.
+    """
+    files = {CATALOG: _text(folder / CATALOG)}
+    if (folder / LIMITS).is_file():
+        files[LIMITS] = _text(folder / LIMITS)
+    for path in sorted((folder / PRICES).glob("*.yaml")):
+        files[PRICES + path.name] = _text(path)
+    path = routing or folder / ROUTING / f"{policy}.yaml"
+    if not path.is_file():
+        there = sorted(p.stem for p in (folder / ROUTING).glob("*.yaml"))
+        raise _problem(
+            path, f"there is no policy {path.stem!r}", nearest(path.stem, there) or ", ".join(there)
+        )
+    files[ROUTING + path.name] = _text(path)
+    return files
+
+
+def digest(files: Files) -> str:
+    """The name of a set of texts: SHA-256 over paths and texts, in the order of the paths."""
+    return hashlib.sha256(orjson.dumps(sorted(files.items()))).hexdigest()
+
+
+def load(
+    files: Files, *, secret_present: Callable[[str], bool], folder: Path | None = None
+) -> Bundle:
+    """Check the texts and what they say of one another. Raises ConfigErrors with all mistakes.
+
+    `folder` is where they came from, for the messages.
+    """
+
+    def source(path: str) -> str:
+        return str(folder / path) if folder is not None else path
+
+    problems: list[Problem] = []
+    catalog = policy = prices = None
+    limits: tuple[Limit, ...] = ()
+    (routing,) = (path for path in files if path.startswith(ROUTING))
+    try:
+        catalog = load_catalog(
+            files[CATALOG], source=source(CATALOG), secret_present=secret_present
+        )
+    except ConfigErrors as errors:
+        problems += errors.problems
+    try:
+        prices = load_prices(
+            [(source(path), text) for path, text in files.items() if path.startswith(PRICES)]
+        )
+    except ConfigErrors as errors:
+        problems += errors.problems
+    if catalog is not None:
+        try:
+            if LIMITS in files:
+                limits = load_limits(files[LIMITS], source=source(LIMITS), catalog=catalog)
+            policy = load_policy(
+                files[routing],
+                source=source(routing),
+                catalog=catalog,
+                limits=frozenset(limit.name for limit in limits),
+            )
+        except ConfigErrors as errors:
+            problems += errors.problems
+    if problems or catalog is None or policy is None or prices is None:
+        raise ConfigErrors(problems)
+    return Bundle(
+        files=files,
+        digest=digest(files),
+        catalog=catalog,
+        policy=policy,
+        prices=prices,
+        limits=limits,
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        # What is not UTF-8 is a mistake at its place, told by the reader of the file.
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise _problem(
+            path, f"{error.strerror}", "`weighbridge init DIR` writes starter policies"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise _problem(path, f"not UTF-8 text at byte {error.start}") from error
+    return text
+
+
+def _problem(path: Path, message: str, hint: str = "") -> ConfigErrors:
+    return ConfigErrors(
+        [Problem(source=str(path), line=1, column=1, path="", message=message, hint=hint)]
+    )
