@@ -83,7 +83,8 @@ async def test_traffic_goes_on_and_every_row_arrives(postgres_url: str) -> None:
                 await link.down()
                 await degraded(running.url, ["database"])
                 # A key that no worker has seen cannot be judged: refused, and that is written too.
-                refused = await call(http, chat(), headers=late)
+                async with client(running.url) as http:
+                    refused = await call(http, chat(), headers=late)
                 load.history.append(refused)
                 await asyncio.sleep(AWAY_S)
                 during = len(load.history) - before
