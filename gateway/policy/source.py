@@ -38,7 +38,10 @@ Position: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One mistake. `line` and `column` count from 1; `path` is empty for the file as a whole."""
+    """One mistake. `line` and `column` count from 1; `path` is empty for the file as a whole.
+
+    `severity` is `error`, `warning` or `note`; what the reader itself finds is always an error.
+    """
 
     source: str
     line: int
@@ -46,9 +49,11 @@ class Problem:
     path: str
     message: str
     hint: str = ""
+    severity: str = "error"
 
     def __str__(self) -> str:
         where = f"{self.source}:{self.line}:{self.column}: "
+        where += "" if self.severity == "error" else f"{self.severity}: "
         what = f"{self.path}: {self.message}" if self.path else self.message
         return where + (f"{what}; {self.hint}" if self.hint else what)
 
@@ -142,10 +147,16 @@ def read(schema: type[ModelT], text: str, source: str) -> tuple[ModelT, Findings
     raise AssertionError("a file was refused without a finding")
 
 
+def plain(text: str, source: str) -> tuple[Any, Findings]:
+    """The file as plain values, and where each stands. Raises ConfigErrors if it is not YAML."""
+    findings = Findings(source)
+    return _parse(text, findings), findings
+
+
 def keys(text: str) -> frozenset[str]:
     """The top-level keys of a file, none if it cannot be read: to tell what kind of file it is."""
     try:
-        value = _parse(text, Findings(""))
+        value, _ = plain(text, "")
     except ConfigErrors:
         return frozenset()
     return frozenset(value) if isinstance(value, dict) else frozenset()
