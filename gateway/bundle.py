@@ -23,6 +23,7 @@ from gateway.policy.limits import load_limits
 from gateway.policy.source import ConfigErrors, Problem, nearest
 
 CATALOG, LIMITS, PRICES, ROUTING = "catalog.yaml", "limits.yaml", "prices/", "routing/"
+TESTS = ".tests.yaml"  # beside a routing policy: what it is expected to decide (`policy.cases`)
 
 Files = Mapping[str, str]  # path below the policy folder -> text; exactly one routing policy
 
@@ -56,12 +57,18 @@ def read_folder(folder: Path, policy: str, *, routing: Path | None = None) -> Fi
         files[PRICES + path.name] = _text(path)
     path = routing or folder / ROUTING / f"{policy}.yaml"
     if not path.is_file():
-        there = sorted(p.stem for p in (folder / ROUTING).glob("*.yaml"))
+        there = [p.stem for p in routing_files(folder)]
         raise _problem(
             path, f"there is no policy {path.stem!r}", nearest(path.stem, there) or ", ".join(there)
         )
     files[ROUTING + path.name] = _text(path)
     return files
+
+
+def routing_files(folder: Path) -> list[Path]:
+    """The routing policies of a policy folder, without the tests beside them."""
+    found = sorted((folder / ROUTING).glob("*.yaml"))
+    return [path for path in found if not path.name.endswith(TESTS)]
 
 
 def digest(files: Files) -> str:

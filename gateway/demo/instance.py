@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import yaml
 
+from gateway.bundle import TESTS
 from gateway.demo import children
 from gateway.demo.backends import DemoBackend, Row
 from gateway.demo.workload import LARGE, PRIVATE, RESTRICTED, SMALL
@@ -63,7 +64,8 @@ def write_policies(home: Path, backends: Sequence[DemoBackend]) -> None:
     for name in ("routing", "prices", "schema"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for shipped in (bundled("policies") / name).iterdir():
-            if name != "prices":
+            # The shipped policies' tests are of the shipped catalog.
+            if name != "prices" and not shipped.name.endswith(TESTS):
                 (folder / name / shipped.name).write_bytes(shipped.read_bytes())
     _write(folder / "catalog.yaml", _CATALOG_HEAD, _catalog(backends))
     routing = Path(__file__).with_name("routing.yaml")
