@@ -24,6 +24,7 @@ from gateway.backends.base import Call, Piece, Reply, Wire
 from gateway.domain.caller import Caller
 from gateway.domain.catalog import Backend, Catalog, Model, Target
 from gateway.domain.decision import Candidate, Decision, Facts, Rule, Snapshot
+from gateway.domain.decision import record as decision_record
 from gateway.domain.errors import (
     AllAttemptsFailed,
     ContextTooLong,
@@ -269,21 +270,19 @@ class Dispatch:
             trip.session = record.session = session
             trip.pinned = await self.sessions.recall(session, affinity.idle_s)
         snapshot = self.fleet.snapshot((t.backend for t in alias.targets), self.now())
-        decision = rules.router.decide(
-            Facts(
-                alias=alias.name,
-                endpoint=request.endpoint,
-                privacy=rank,
-                needs=request.needs,
-                prompt_tokens=request.prompt_tokens,
-                output_tokens=request.output_tokens_max or EXPECTED_OUTPUT_TOKENS,
-                stream=request.stream,
-                pinned=trip.pinned,
-                tie_break=int.from_bytes(record.id[-4:].encode(), "big"),
-            ),
-            snapshot,
+        facts = Facts(
+            alias=alias.name,
+            endpoint=request.endpoint,
+            privacy=rank,
+            needs=request.needs,
+            prompt_tokens=request.prompt_tokens,
+            output_tokens=request.output_tokens_max or EXPECTED_OUTPUT_TOKENS,
+            stream=request.stream,
+            pinned=trip.pinned,
+            tie_break=int.from_bytes(record.id[-4:].encode(), "big"),
         )
-        record.decision = decision.record()
+        decision = rules.router.decide(facts, snapshot)
+        record.decision = decision_record(decision, facts, snapshot)
         if not decision.order:
             raise no_route(decision, snapshot, request, caller, record.privacy_class)
         return await self._attempt_in_turn(trip, decision)

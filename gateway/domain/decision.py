@@ -1,7 +1,8 @@
 """What was decided for a request and why: the record that explain, audit and backtest read.
 
-A decision is a pure function of (policy, catalog, facts, snapshot), each frozen, so that it can be
-made again from its record, bit for bit.
+A decision is a pure function of (policy, catalog, rates, facts, snapshot), each frozen, so that it
+can be made again, bit for bit: `record` writes down what was decided with the facts and views it
+was decided on, `recalled` gives those back. The record holds no content.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from gateway.domain.catalog import Target
@@ -25,6 +27,7 @@ class Rule(StrEnum):
     CONTEXT = "context"
     TERMS = "terms"  # region, retention, training, certification or licence the route demands
     POLICY = "policy"
+    EXPRESSION = "expression"  # a route's expression failed: no route is known to be the right one
     EQUIVALENCE = "equivalence"  # in no declared group with the first choice
     PRICE_UNKNOWN = "price_unknown"
     PRICE_MAX = "price_max"
@@ -120,9 +123,11 @@ class Candidate:
     """One eligible target in the order it will be tried.
 
     `why` is a short stable word (`affinity`, `preferred`, `cheapest`, `fastest`, `balanced`,
-    `canary`, `explore`, `fallback`).
+    `canary`, `explore`, `spill`, `fallback`).
     `cost_nano_usd` is the predicted cost, None where unpriced; `latency_ms` the predicted
-    end-to-end time, None before anything was measured.
+    end-to-end time, None before anything was measured. `score` is what the route's objective
+    compared (lower is better), None where it could not or where the order of the alias decides.
+    `misses` are the service levels this target is predicted to miss, `metric@percentile`.
     """
 
     target: Target
@@ -130,6 +135,8 @@ class Candidate:
     tier: int
     cost_nano_usd: int | None
     latency_ms: float | None
+    score: float | None = None
+    misses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,13 +154,150 @@ class Decision:
     excluded: tuple[Exclusion, ...]
     cut: tuple[Target, ...] = ()
 
-    def record(self) -> dict[str, Any]:
-        """The compact form stored with the request (JSON object, no content)."""
-        return {
-            "route": self.route,
-            "order": [
-                [str(c.target), c.why, c.tier, c.cost_nano_usd, c.latency_ms] for c in self.order
-            ],
-            "excluded": [[str(e.target), e.rule.value, e.detail] for e in self.excluded],
-            "cut": [str(target) for target in self.cut],
-        }
+
+# --- the record -------------------------------------------------------------------------------
+
+# A view is an array in this order, which only ever grows at its end. An end that is at its defaults
+# is cut off, at one of a few places.
+_view = attrgetter(
+    *("in_flight", "ttft_ms", "tpot_ms", "ttft_per_1k_ms", "ttft_prompt_tokens", "cached_share"),
+    *("queue", "kv_used", "circuit", "healthy", "cooling", "retry_after_s"),
+)
+_NO_TAILS = (None, None, None)
+_DEFAULTS = (*_view(BackendView())[:3], *_NO_TAILS, *_NO_TAILS, *_view(BackendView())[3:])
+_CUTS = tuple((cut, _DEFAULTS[cut:]) for cut in (12, 9, 3, 0))
+
+
+def record(decision: Decision, facts: Facts, snapshot: Snapshot) -> dict[str, object]:
+    """The compact form stored with the request: what was decided, and all it was decided on.
+
+    A JSON object. `order`: [target, why, tier, cost_nano_usd, latency_ms]; `excluded`: [target,
+    rule, detail]; `cut`: targets; `facts` without what is at its default; `views` of the backends
+    of the alias, as arrays (`recalled` reads them).
+    """
+    order = [[str(c.target), c.why, c.tier, c.cost_nano_usd, c.latency_ms] for c in decision.order]
+    backends = {c.target.backend for c in decision.order}
+    backends.update([e.target.backend for e in decision.excluded])
+    backends.update([target.backend for target in decision.cut])
+    return {
+        "route": decision.route,
+        "order": order,
+        "excluded": [[str(e.target), e.rule.value, e.detail] for e in decision.excluded],
+        "cut": [str(target) for target in decision.cut],
+        "facts": _facts_out(facts),
+        "views": {name: _view_out(view) for name, view in snapshot.items() if name in backends},
+    }
+
+
+def recalled(record: Mapping[str, Any]) -> tuple[Facts, Snapshot]:
+    """The facts and the snapshot that `record` was made of, from its parsed JSON.
+
+    What a newer version has added is ignored, what an older one did not write is at its default.
+    Raises KeyError where the record has no facts: it is older than those.
+    """
+    return _facts_in(record["facts"]), {
+        name: _view_in(values) for name, values in record.get("views", {}).items()
+    }
+
+
+def _facts_out(facts: Facts) -> dict[str, object]:
+    out: dict[str, object] = {
+        "alias": facts.alias,
+        "endpoint": facts.endpoint.value,
+        "prompt_tokens": facts.prompt_tokens,
+        "output_tokens": facts.output_tokens,
+        "at_us": facts.at_us,
+        "bucket": facts.bucket,
+        "tie_break": facts.tie_break,
+    }
+    if facts.key_id:
+        out["key_id"] = facts.key_id
+    if facts.tags:
+        out["tags"] = dict(facts.tags)
+    if facts.privacy:
+        out["privacy"] = facts.privacy
+    if facts.stream:
+        out["stream"] = True
+    if facts.needs:
+        out["needs"] = sorted(need.value for need in facts.needs)
+    if facts.cached_tokens:
+        out["cached_tokens"] = facts.cached_tokens
+    if facts.spent:
+        out["spent"] = sorted(facts.spent)
+    if facts.reverted:
+        out["reverted"] = sorted(facts.reverted)
+    if facts.pinned is not None:
+        out["pinned"] = str(facts.pinned)
+    if facts.incumbent is not None:
+        out["incumbent"] = str(facts.incumbent)
+    return out
+
+
+def _facts_in(given: Mapping[str, Any]) -> Facts:
+    return Facts(
+        alias=given["alias"],
+        endpoint=Endpoint(given["endpoint"]),
+        privacy=given.get("privacy", 0),
+        needs=frozenset(map(Capability, given.get("needs", ()))),
+        prompt_tokens=given["prompt_tokens"],
+        output_tokens=given["output_tokens"],
+        stream=given.get("stream", False),
+        cached_tokens=given.get("cached_tokens", 0),
+        key_id=given.get("key_id", ""),
+        tags=given.get("tags", {}),
+        at_us=given.get("at_us", 0),
+        spent=frozenset(given.get("spent", ())),
+        reverted=frozenset(given.get("reverted", ())),
+        pinned=_target(given.get("pinned")),
+        incumbent=_target(given.get("incumbent")),
+        bucket=given.get("bucket", 0),
+        tie_break=given.get("tie_break", 0),
+    )
+
+
+def _target(text: str | None) -> Target | None:
+    if text is None:
+        return None
+    backend, _, model = text.partition("/")  # a backend's name has no slash
+    return Target(backend, model)
+
+
+def _view_out(view: BackendView) -> tuple[object, ...]:
+    values = _view(view)
+    ttft, tpot = view.ttft_tails or _NO_TAILS, view.tpot_tails or _NO_TAILS
+    whole: tuple[object, ...] = (*values[:3], *ttft, *tpot, *values[3:])
+    end = len(whole)
+    for cut, rest in _CUTS:
+        if whole[cut:] != rest:
+            break
+        end = cut
+    return whole[:end]
+
+
+def _view_in(given: list[Any]) -> BackendView:
+    values = (*given, *_DEFAULTS[len(given) :])
+    return BackendView(
+        in_flight=values[0],
+        ttft_ms=_float(values[1]),
+        tpot_ms=_float(values[2]),
+        ttft_tails=_tails(values[3:6]),
+        tpot_tails=_tails(values[6:9]),
+        ttft_per_1k_ms=float(values[9]),
+        ttft_prompt_tokens=values[10],
+        cached_share=_float(values[11]),
+        queue=values[12],
+        kv_used=_float(values[13]),
+        circuit=values[14],
+        healthy=values[15],
+        cooling=values[16],
+        retry_after_s=_float(values[17]),
+    )
+
+
+def _float(value: float | None) -> float | None:
+    """A store may give a whole float back as an integer (PostgreSQL's jsonb, from 1e16 on)."""
+    return None if value is None else float(value)
+
+
+def _tails(values: tuple[Any, ...]) -> Tails | None:
+    return None if values[0] is None else Tails(*map(float, values))
