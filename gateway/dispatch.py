@@ -1,33 +1,36 @@
 """The spine: the way of one request, readable from top to bottom.
 
-    arrive -> answer: classify, recall the session, decide, attempt until the first content,
-    then hand over piece by piece -> settle, exactly once, whatever happens.
+    arrive -> answer: classify, recall the session and hold the limits (one round trip), decide,
+    attempt until the first content, then hand over piece by piece -> settle, exactly once,
+    whatever happens.
 
 INVARIANTS
 
-- Retry and fallback happen here and nowhere else, and only before the first content chunk. After
-  it the request is committed: it goes on or it says that it broke, it never switches.
-- Every trip is settled once. Settling is synchronous (journal, tallies, fleet), so that neither a
-  cancelled task nor a client that left can skip it.
+- Retry, hedge and fallback happen here and nowhere else, and only before the first content chunk.
+  After it the request is committed: it goes on or it says that it broke, it never switches.
+- Every trip is settled once, and its hold with it. Settling is synchronous (journal, tallies,
+  fleet, limits), so that neither a cancelled task nor a client that left can skip it.
 - The journal holds the open line before an attempt starts and the final line before the last byte
   goes out: what was answered was written down.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gateway.backends.base import Call, Piece, Reply, Wire
+from gateway.attempt import Attempt, add_up, call, total_s_max, us
+from gateway.backends.base import Wire
 from gateway.domain.caller import Caller
-from gateway.domain.catalog import Backend, Catalog, Model, Target
+from gateway.domain.catalog import Backend, Catalog, Target
 from gateway.domain.decision import Candidate, Decision, Facts, Rule, Snapshot
 from gateway.domain.decision import record as decision_record
 from gateway.domain.errors import (
     AllAttemptsFailed,
-    ContextTooLong,
     Forbidden,
     GatewayError,
     InternalError,
@@ -36,30 +39,34 @@ from gateway.domain.errors import (
     Overloaded,
     RequestError,
     UnknownAlias,
-    UnsupportedParameter,
     UpstreamBusy,
     UpstreamError,
     UpstreamRejected,
     UpstreamTimeout,
 )
-from gateway.domain.money import Rates, cost
+from gateway.domain.money import Rates
 from gateway.domain.outcome import AttemptRecord, Outcome, RequestRecord
-from gateway.domain.request import CHARS_PER_TOKEN, ModelRequest, Usage
+from gateway.domain.request import ModelRequest
 from gateway.fleet.observed import Fleet
-from gateway.policy.language import Policy
-from gateway.runtime import Clock
+from gateway.policy.language import PRIORITY_SHARES, Hedge, Policy, Route
+from gateway.policy.refusal import no_route
+from gateway.runtime import Clock, TaskOwner
 from gateway.sessions import Sessions
 from gateway.telemetry import Telemetry
 
 log = logging.getLogger("weighbridge")
 
 EXPECTED_OUTPUT_TOKENS = 256  # where the caller sets no cap and no history is kept yet
+SHADOWS_MAX = 32  # copies under way in one worker; more are not sent
+SHARE_OF = 10_000  # shares are decided in this many parts
 
 
 class Router(Protocol):
     """A compiled policy (`policy.engine`)."""
 
     def decide(self, facts: Facts, snapshot: Snapshot) -> Decision: ...
+
+    def route(self, name: str) -> Route: ...
 
 
 class Book(Protocol):
@@ -97,30 +104,12 @@ class Trip:
     received: float = 0.0
     caller: Caller | None = None
     request: ModelRequest | None = None
+    privacy: int = 0
     session: str | None = None
     pinned: Target | None = None
+    route: Route | None = None
+    attempts: list[Attempt] = field(default_factory=list)
     settled: bool = False
-
-
-@dataclass(slots=True)
-class _Progress:
-    """What was heard of one attempt so far."""
-
-    usage: Usage | None = None
-    chunks: int = 0
-    chars: int = 0
-    first: float = 0.0
-    last: float = 0.0
-
-    def note(self, piece: Piece, now: float) -> None:
-        if piece.usage is not None:
-            self.usage = piece.usage
-        if piece.content:
-            if not self.first:
-                self.first = now
-            self.last = now
-            self.chunks += piece.content_chunks
-            self.chars += piece.content_chars
 
 
 @dataclass(slots=True)
@@ -131,31 +120,35 @@ class Answer:
     """
 
     trip: Trip
-    candidate: Candidate
-    backend: Backend
+    attempt: Attempt
     first: bytes
     streamed: bool
     _dispatch: Dispatch
-    _reply: Reply
-    _attempt: AttemptRecord
-    _progress: _Progress
-    _attempt_started: float
-    _total_until: float
+
+    @property
+    def candidate(self) -> Candidate:
+        return self.attempt.candidate
+
+    @property
+    def backend(self) -> Backend:
+        return self.attempt.backend
 
     @property
     def upstream_s(self) -> float:
         """Seconds from asking the backend to its first content."""
-        return (self._progress.first or self._dispatch.now()) - self._attempt_started
+        return (self.attempt.progress.first or self._dispatch.now()) - self.attempt.started
 
     async def next(self) -> bytes | None:
         """The next bytes for the client; None at the end, when the ledger has the row.
 
         Raises UpstreamError when the stream breaks; the trip is settled then too.
         """
+        attempt = self.attempt
+        assert attempt.reply is not None
         try:
-            piece = await self._reply.next()
+            piece = await attempt.reply.next()
             now = self._dispatch.now()
-            if piece is not None and now > self._total_until:
+            if piece is not None and now > attempt.total_until:
                 raise UpstreamTimeout("The backend took too long in all.")
         except UpstreamError as error:
             self._end(Outcome.FAILED_MIDSTREAM, error)
@@ -163,7 +156,7 @@ class Answer:
         if piece is None:
             self._end(Outcome.OK)
             return None
-        self._progress.note(piece, now)
+        attempt.progress.note(piece, now)
         return piece.data
 
     def abandon(self, error: GatewayError | None = None) -> None:
@@ -172,31 +165,48 @@ class Answer:
 
     def _end(self, outcome: Outcome, error: GatewayError | None = None) -> None:
         if not self.trip.settled:
-            self._reply.close()
-            self._dispatch.settle_attempt(self, outcome, error)
+            self._dispatch.settle_answer(self, outcome, error)
 
 
 @dataclass(slots=True)
-class RetryBudget:
-    """At most a tenth of the requests may be repeated, plus one a second: no retry storm.
+class Budget:
+    """So many extra calls as a share of the requests, plus `per_s`: no storm of repeats.
 
     (Finagle's budget: 20 % and 10/s there; ours is smaller because a call costs money.)
     """
 
+    share: float = 0.1
+    per_s: float = 1.0
     _tokens: float = 10.0
     _at: float = 0.0
 
     def arrived(self) -> None:
-        self._tokens = min(self._tokens + 0.1, 100.0)
+        self._tokens = min(self._tokens + self.share, 100.0)
 
     def spend(self, now: float) -> bool:
         if self._at:
-            self._tokens = min(self._tokens + (now - self._at), 100.0)
+            self._tokens = min(self._tokens + (now - self._at) * self.per_s, 100.0)
         self._at = now
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0
         return True
+
+
+@dataclass(slots=True)
+class _Budgets:
+    """What the requests of one route may repeat and hedge."""
+
+    retries: Budget
+    hedges: Budget
+
+    @classmethod
+    def of(cls, route: Route) -> _Budgets:
+        retries, hedge = route.behaviour.retries, route.behaviour.hedge
+        return cls(
+            Budget(retries.share, retries.per_s),
+            Budget(0.0 if hedge is None else hedge.share_max, 0.0, _tokens=1.0),
+        )
 
 
 @dataclass(slots=True)
@@ -214,7 +224,11 @@ class Dispatch:
     worker: str
     in_flight_max: int
     in_flight: int = 0
-    _budget: RetryBudget = field(default_factory=RetryBudget)
+    _tasks: TaskOwner = field(default_factory=lambda: TaskOwner("dispatch"))
+    _shadows: int = 0
+    _budgets: dict[str, _Budgets] = field(default_factory=dict)
+    _budgets_for: str = ""
+    _incumbents: dict[str, Target] = field(default_factory=dict)
 
     def now(self) -> float:
         return self.clock.monotonic()
@@ -227,7 +241,7 @@ class Dispatch:
         rules = self.rules
         record = RequestRecord(
             id=self.new_id(),
-            started_at_us=_us(self.clock.wall()),
+            started_at_us=us(self.clock.wall()),
             endpoint=endpoint,
             policy=rules.policy.name,
             policy_digest=rules.digest,
@@ -256,49 +270,90 @@ class Dispatch:
         `privacy` is the class the caller asked for, `session` the key of its conversation.
         Raises GatewayError when there will be no answer; the caller of this settles by `refuse`.
         """
-        self._budget.arrived()
         rules, record = trip.rules, trip.record
         trip.caller, trip.request = caller, request
         alias = rules.catalog.aliases.get(request.alias)
         if alias is None:
             raise UnknownAlias(f"The model {request.alias!r} does not exist.", param="model")
         record.alias, record.stream = alias.name, request.stream
-        rank = classify(rules.catalog, caller, alias.privacy_floor, privacy)
-        record.privacy_class = rules.catalog.privacy_classes[rank]
+        trip.privacy = classify(rules.catalog, caller, alias.privacy_floor, privacy)
+        record.privacy_class = rules.catalog.privacy_classes[trip.privacy]
         affinity = rules.policy.behaviour.affinity
         if session is not None and affinity is not None and len(alias.targets) > 1:
             trip.session = record.session = session
             trip.pinned = await self.sessions.recall(session, affinity.idle_s)
         snapshot = self.fleet.snapshot((t.backend for t in alias.targets), self.now())
-        facts = Facts(
-            alias=alias.name,
+        facts = self._facts(trip, snapshot)
+        decision = rules.router.decide(facts, snapshot)
+        record.decision = decision_record(decision, facts, snapshot)
+        record.route = decision.route
+        if not decision.order:
+            raise no_route(decision, snapshot, request, caller, record.privacy_class)
+        trip.route = route = rules.router.route(decision.route)
+        self._check_priority(route)
+        self._incumbents[alias.name] = decision.order[0].target
+        answer = await self._attempt_in_turn(trip, decision, route)
+        if not answer.streamed:
+            self.settle_answer(answer, Outcome.OK)
+        if route.shadow is not None:
+            self._copy(trip, decision, route, snapshot)
+        return answer
+
+    def _facts(self, trip: Trip, snapshot: Snapshot) -> Facts:
+        request, caller, record = trip.request, trip.caller, trip.record
+        assert request is not None
+        assert caller is not None
+        pinned, cached = trip.pinned, 0
+        if pinned is not None and (view := snapshot.get(pinned.backend)) is not None:
+            cached = int(request.prompt_tokens * (view.cached_share or 0.0))
+        tie_break = _number(record.id[-4:])
+        return Facts(
+            alias=request.alias,
             endpoint=request.endpoint,
-            privacy=rank,
+            privacy=trip.privacy,
             needs=request.needs,
             prompt_tokens=request.prompt_tokens,
             output_tokens=request.output_tokens_max or EXPECTED_OUTPUT_TOKENS,
+            cached_tokens=cached,
             stream=request.stream,
-            pinned=trip.pinned,
-            tie_break=int.from_bytes(record.id[-4:].encode(), "big"),
+            key_id=caller.key_id,
+            tags=caller.tags,
+            at_us=record.started_at_us,
+            pinned=pinned,
+            incumbent=self._incumbents.get(request.alias),
+            bucket=hash_of(_number(trip.session) if trip.session else tie_break) % SHARE_OF,
+            tie_break=tie_break,
         )
-        decision = rules.router.decide(facts, snapshot)
-        record.decision = decision_record(decision, facts, snapshot)
-        if not decision.order:
-            raise no_route(decision, snapshot, request, caller, record.privacy_class)
-        return await self._attempt_in_turn(trip, decision)
 
-    async def _attempt_in_turn(self, trip: Trip, decision: Decision) -> Answer:
+    def _check_priority(self, route: Route) -> None:
+        """Who can wait goes first when this worker fills up. Raises Overloaded."""
+        if self.in_flight > self.in_flight_max * PRIORITY_SHARES[route.priority]:
+            raise Overloaded(f"This gateway is busy; {route.priority.value} requests wait.")
+
+    # --- attempts -------------------------------------------------------------------------------
+
+    async def _attempt_in_turn(self, trip: Trip, decision: Decision, route: Route) -> Answer:
+        budgets = self._budgets_of(trip.rules, route)
+        budgets.retries.arrived()
+        budgets.hedges.arrived()
+        hedge = route.behaviour.hedge
         failures: list[UpstreamError] = []
-        for candidate in decision.order:
-            if failures and not self._budget.spend(self.now()):
+        waiting = deque(decision.order)
+        while waiting:
+            if failures and not budgets.retries.spend(self.now()):
                 # No retry of ours any more, so none of the SDK's either: it would go on for us.
                 raise AllAttemptsFailed(failures[-1].message, failures=tuple(failures))
+            candidate = waiting.popleft()
             try:
-                return await self._attempt(trip, candidate)
+                if hedge is None or failures or not waiting:
+                    return await self._attempt(trip, candidate, candidate.why)
+                return await self._race(trip, candidate, waiting, hedge, budgets.hedges)
+            except _RaceLost as lost:
+                failures += lost.failures
             except UpstreamError as error:
                 failures.append(error)
-                if not error.retryable:
-                    raise
+            if not failures[-1].retryable:
+                raise failures[-1]
         if len(failures) == 1:
             raise failures[0]
         raise AllAttemptsFailed(
@@ -307,154 +362,239 @@ class Dispatch:
             failures=tuple(failures),
         )
 
-    async def _attempt(self, trip: Trip, candidate: Candidate) -> Answer:
+    def _budgets_of(self, rules: Rules, route: Route) -> _Budgets:
+        """Per route, for as long as the same policy is in force."""
+        if rules.digest != self._budgets_for:
+            self._budgets_for = rules.digest
+            self._budgets.clear()
+        budgets = self._budgets.get(route.name)
+        if budgets is None:
+            budgets = self._budgets[route.name] = _Budgets.of(route)
+        return budgets
+
+    async def _race(
+        self,
+        trip: Trip,
+        candidate: Candidate,
+        waiting: deque[Candidate],
+        hedge: Hedge,
+        budget: Budget,
+    ) -> Answer:
+        """Ask a second backend too when the first stays silent; the first content wins.
+
+        Raises _RaceLost when all that were asked failed. Whoever loses is ended at once and its
+        cost is booked.
+        """
+        loop = asyncio.get_running_loop()
+        racing = {loop.create_task(self._attempt(trip, candidate, candidate.why), name="attempt")}
+        failures: list[UpstreamError] = []
+        winner: Answer | None = None
+        try:
+            silent = not (await asyncio.wait(racing, timeout=hedge.after_ms / 1000))[0]
+            if silent and budget.spend(self.now()):
+                second = waiting.popleft()
+                racing.add(loop.create_task(self._attempt(trip, second, "hedge"), name="hedge"))
+            while racing and winner is None:
+                done, racing = await asyncio.wait(racing, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    try:
+                        answer = task.result()
+                    except UpstreamError as error:
+                        failures.append(error)
+                        if not error.retryable:
+                            raise
+                    else:
+                        winner = winner or answer
+            if winner is None:
+                raise _RaceLost(failures)
+            return winner
+        finally:
+            outcome = Outcome.HEDGE_LOST if winner is not None else Outcome.CANCELLED
+            for attempt in trip.attempts:
+                if winner is None or attempt is not winner.attempt:
+                    self._drop(trip, attempt, outcome)
+            for task in racing:
+                task.add_done_callback(_heard)
+                task.cancel()
+
+    async def _attempt(self, trip: Trip, candidate: Candidate, why: str) -> Answer:
         """One dispatch to one backend, up to its first content."""
-        rules, record, request = trip.rules, trip.record, trip.request
+        request, route = trip.request, trip.route
         assert request is not None
-        target = candidate.target
-        backend = rules.catalog.backends[target.backend]
-        started = self.now()
-        attempt = AttemptRecord(
-            number=len(record.attempts) + 1,
-            backend=target.backend,
-            model=target.model,
-            started_at_us=record.started_at_us + _us(started - trip.started),
+        assert route is not None
+        attempt = self._open(trip, candidate, request, route, why)
+        timeouts = route.behaviour.timeouts
+        what = call(
+            attempt,
+            request_id=trip.record.id,
+            privacy=trip.privacy,
+            session=trip.session,
+            timeouts=timeouts,
         )
-        record.attempts.append(attempt)
-        record.attempt_count = attempt.number
-        record.backend, record.model = target.backend, target.model
-        if attempt.number == 1:
-            record.overhead_us = _us(started - (trip.received or trip.started))
-        self.book.open(record)
-        call = _call(trip, backend, backend.models[target.model])
-        self.fleet.sending(target.backend, started, call.first_chunk_s_max)
-        reply: Reply | None = None
-        progress = _Progress()
+        self.fleet.sending(attempt.target.backend, attempt.started, what.first_chunk_s_max)
         held: list[bytes] = []
         try:
-            reply = await self.wires[backend.wire].open(call)
+            attempt.reply = reply = await self.wires[attempt.backend.wire].open(what)
             while (piece := await reply.next()) is not None:
-                progress.note(piece, self.now())
+                attempt.progress.note(piece, self.now())
                 held.append(piece.data)
                 if piece.content or piece.finished:
                     break
         except UpstreamError as error:
-            self._attempt_failed(attempt, started, error)
+            self._failed(attempt, error)
             raise
         except BaseException as error:
-            if reply is not None:
-                reply.close()
-            self.fleet.abandoned(target.backend)
-            self._end_attempt(attempt, started, Outcome.CANCELLED)
+            ours = isinstance(error, Exception)  # a wire broke its promise: ours to answer for
             # What was sent may be billed there: the prompt counts, flagged as our estimate.
-            self._weigh(trip, attempt, estimate(request, progress), target)
-            if isinstance(error, Exception):  # a wire broke its promise: ours to answer for
-                log.exception("wire %s failed", backend.wire)
-                attempt.outcome = Outcome.INTERNAL.value
-                raise InternalError("The gateway failed inside.", detail=repr(error)) from error
-            raise
-        answer = Answer(
-            trip,
-            candidate,
-            backend,
-            held[0] if len(held) == 1 else b"".join(held),
-            reply.streamed,
-            self,
-            reply,
-            attempt,
-            progress,
-            started,
-            started + backend.limits.total_ms_max / 1000,
-        )
-        if not reply.streamed:
-            self.settle_attempt(answer, Outcome.OK)
-        return answer
+            self._drop(trip, attempt, Outcome.INTERNAL if ours else Outcome.CANCELLED)
+            if isinstance(error, GatewayError) or not ours:
+                raise
+            log.exception("wire %s failed", attempt.backend.wire)
+            raise InternalError("The gateway failed inside.", detail=repr(error)) from error
+        first = held[0] if len(held) == 1 else b"".join(held)
+        return Answer(trip, attempt, first, reply.streamed, self)
 
-    @staticmethod
-    def _weigh(trip: Trip, attempt: AttemptRecord, usage: Usage, target: Target) -> None:
-        """Put usage and its cost on attempt and request. No known rates: no cost, never 0."""
-        record, rates = trip.record, trip.rules.rates.get(target)
-        attempt.uncached_tokens = record.uncached_tokens = usage.uncached
-        attempt.cached_tokens = record.cached_tokens = usage.cached
-        attempt.output_tokens = record.output_tokens = usage.output
-        attempt.reasoning_tokens = record.reasoning_tokens = usage.reasoning
-        attempt.usage_source = record.usage_source = "reported" if usage.reported else "estimated"
-        if rates is not None:
-            attempt.rates_id, record.priced = rates.id, True
-            attempt.cost_nano_usd = record.cost_nano_usd = cost(
-                rates, uncached=usage.uncached, cached=usage.cached, output=usage.output
-            )
+    def _open(
+        self, trip: Trip, candidate: Candidate, request: ModelRequest, route: Route, why: str
+    ) -> Attempt:
+        """Write down that it is about to be made, before it is."""
+        record, target = trip.record, candidate.target
+        started = self.now()
+        backend = trip.rules.catalog.backends[target.backend]
+        row = AttemptRecord(
+            number=len(record.attempts) + 1,
+            backend=target.backend,
+            model=target.model,
+            started_at_us=record.started_at_us + us(started - trip.started),
+            why=why,
+        )
+        record.attempts.append(row)
+        record.attempt_count = row.number
+        record.backend, record.model = target.backend, target.model
+        if row.number == 1:
+            record.overhead_us = us(started - (trip.received or trip.started))
+        self.book.open(record)
+        attempt = Attempt(candidate, backend, request, row, started)
+        attempt.total_until = started + total_s_max(backend, route.behaviour.timeouts)
+        trip.attempts.append(attempt)
+        return attempt
+
+    def _drop(self, trip: Trip, attempt: Attempt, outcome: Outcome) -> None:
+        """End an attempt that will not be the answer, without a verdict on its backend."""
+        if attempt.end(self.now(), outcome):
+            self.fleet.ended(attempt.target.backend)
+            self.fleet.abandoned(attempt.target.backend)
+            attempt.weigh(trip.rules.rates)
+
+    def _failed(self, attempt: Attempt, error: UpstreamError) -> None:
+        """The backend failed before content: note it, on the row and against the backend."""
+        rejected = isinstance(error, UpstreamRejected)
+        now, name = self.now(), attempt.target.backend
+        if not attempt.end(now, Outcome.REJECTED if rejected else Outcome.FAILED):
+            return
+        self.fleet.ended(name)
+        attempt.record.http_status, attempt.record.error_code = error.status, error.code
+        if rejected:
+            # It answered: the request was at fault, the backend is well.
+            self.fleet.succeeded(name, now, ttft_ms=None, tpot_ms=None)
+        else:
+            busy = isinstance(error, UpstreamBusy)
+            self.fleet.failed(name, now, busy=busy, retry_after_s=error.retry_after_s)
+        if error.detail:
+            log.warning("%s: %s (%s)", name, error.message, error.detail)
+
+    # --- copies for comparison ------------------------------------------------------------------
+
+    def _copy(self, trip: Trip, decision: Decision, route: Route, snapshot: Snapshot) -> None:
+        """Send a share of the requests to the shadow backend too, where the decision allows it."""
+        shadow, request = route.shadow, trip.request
+        assert shadow is not None
+        assert request is not None
+        in_share = hash_of(_number(trip.record.id[-4:]), 1) % SHARE_OF
+        if in_share >= shadow.share * SHARE_OF or self._shadows >= SHADOWS_MAX:
+            return
+        candidate = shadow_of(decision, shadow.backend)
+        view = snapshot.get(shadow.backend)
+        if candidate is None or view is None or view.circuit != "closed" or view.cooling:
+            return
+        record = RequestRecord(
+            id=self.new_id(),
+            started_at_us=us(self.clock.wall()),
+            endpoint=trip.record.endpoint,
+            alias=trip.record.alias,
+            privacy_class=trip.record.privacy_class,
+            stream=request.stream,
+            policy=trip.record.policy,
+            policy_digest=trip.record.policy_digest,
+            route=trip.record.route,
+            shadow_of=trip.record.id,
+            worker=self.worker,
+        )
+        copy = Trip(
+            record, trip.rules, self.now(), request=request, privacy=trip.privacy, route=route
+        )
+        self._shadows += 1
+        self._tasks.start(self._read_shadow(copy, candidate), "shadow")
+
+    async def _read_shadow(self, trip: Trip, candidate: Candidate) -> None:
+        """To its end, or until the backend's total time is over; nobody waits for it."""
+        try:
+            answer = await self._attempt(trip, candidate, "shadow")
+            if not answer.streamed:
+                self.settle_answer(answer, Outcome.OK)
+            while not trip.settled:
+                await answer.next()
+        except GatewayError as error:
+            self.refuse(trip, error, 0)
+        except asyncio.CancelledError:
+            for attempt in trip.attempts:
+                self._drop(trip, attempt, Outcome.CANCELLED)
+            self.leave(trip)
+            raise
 
     # --- endings --------------------------------------------------------------------------------
 
-    def _end_attempt(self, attempt: AttemptRecord, started: float, outcome: Outcome) -> None:
-        self.fleet.ended(attempt.backend)
-        attempt.outcome = outcome.value
-        attempt.duration_us = _us(self.now() - started)
-
-    def _attempt_failed(self, attempt: AttemptRecord, started: float, error: UpstreamError) -> None:
-        self._end_attempt(
-            attempt,
-            started,
-            Outcome.REJECTED if isinstance(error, UpstreamRejected) else Outcome.FAILED,
-        )
-        attempt.http_status, attempt.error_code = error.status, error.code
-        now = self.now()
-        if isinstance(error, UpstreamRejected):
-            # It answered: the request was at fault, the backend is well.
-            self.fleet.succeeded(attempt.backend, now, ttft_ms=None, tpot_ms=None)
-        else:
-            self.fleet.failed(
-                attempt.backend,
-                now,
-                busy=isinstance(error, UpstreamBusy),
-                retry_after_s=error.retry_after_s,
-            )
-        if error.detail:
-            log.warning("%s: %s (%s)", attempt.backend, error.message, error.detail)
-
-    def settle_attempt(
+    def settle_answer(
         self, answer: Answer, outcome: Outcome, error: GatewayError | None = None
     ) -> None:
         """The committed attempt has ended: weigh it, and settle the trip with it."""
-        trip, attempt, progress = answer.trip, answer._attempt, answer._progress  # noqa: SLF001
-        record, request = trip.record, trip.request
-        assert request is not None
-        now = self.now()
-        attempt_started = answer._attempt_started  # noqa: SLF001
-        self._end_attempt(attempt, attempt_started, outcome)
-        usage = progress.usage or estimate(request, progress)
-        self._weigh(trip, attempt, usage, answer.candidate.target)
+        trip, attempt, progress = answer.trip, answer.attempt, answer.attempt.progress
+        record, row = trip.record, attempt.record
+        now, name = self.now(), attempt.target.backend
+        if attempt.end(now, outcome):
+            self.fleet.ended(name)
+        record.backend, record.model = attempt.target.backend, attempt.target.model
+        usage = attempt.weigh(trip.rules.rates)
         tpot_ms = None
         if progress.first and answer.streamed:  # a whole answer's first byte says nothing of TTFT
-            record.ttft_us = _us(progress.first - trip.started)
-            attempt.ttft_us = _us(progress.first - attempt_started)
+            record.ttft_us = us(progress.first - trip.started)
+            row.ttft_us = us(progress.first - attempt.started)
             if usage.output > 1 and progress.last > progress.first:
                 record.tpot_us = round(
                     (progress.last - progress.first) * 1e6 / (usage.output - 1), 3
                 )
                 tpot_ms = record.tpot_us / 1000
-        whole_s = now - attempt_started
+        whole_s = now - attempt.started
         if usage.output and whole_s > 0:
             record.tps = round(usage.output / whole_s, 3)
         if outcome is Outcome.OK:
-            attempt.http_status = 200
+            row.http_status = 200
             self.fleet.succeeded(
-                attempt.backend,
+                name,
                 now,
-                ttft_ms=attempt.ttft_us / 1000 if attempt.ttft_us is not None else None,
+                ttft_ms=row.ttft_us / 1000 if row.ttft_us is not None else None,
                 tpot_ms=tpot_ms,
             )
-            if trip.session is not None and answer.candidate.target != trip.pinned:
+            if trip.session is not None and attempt.target != trip.pinned:
                 affinity = trip.rules.policy.behaviour.affinity
                 assert affinity is not None
-                self.sessions.remember(trip.session, answer.candidate.target, affinity.idle_s)
+                self.sessions.remember(trip.session, attempt.target, affinity.idle_s)
         elif outcome is Outcome.CANCELLED:
-            self.fleet.abandoned(attempt.backend)
+            self.fleet.abandoned(name)
         else:
-            attempt.error_code = error.code if error is not None else None
-            self.fleet.failed(attempt.backend, now)
-        self._settle(trip, outcome, 200, error)
+            row.error_code = error.code if error is not None else None
+            self.fleet.failed(name, now)
+        self._settle(trip, outcome, 200, error, answered=row)
 
     def refuse(self, trip: Trip, error: GatewayError, http_status: int) -> None:
         """The trip ends without an answer: refused by us, or every attempt failed."""
@@ -478,21 +618,44 @@ class Dispatch:
         self._settle(trip, Outcome.CANCELLED, 0, None)
 
     def _settle(
-        self, trip: Trip, outcome: Outcome, http_status: int, error: GatewayError | None
+        self,
+        trip: Trip,
+        outcome: Outcome,
+        http_status: int,
+        error: GatewayError | None,
+        answered: AttemptRecord | None = None,
     ) -> None:
         if trip.settled:
             return
         trip.settled = True
-        self.in_flight -= 1
         record = trip.record
         record.outcome, record.http_status = outcome.value, http_status
         record.error_code = error.code if error is not None else None
-        record.duration_us = _us(self.now() - trip.started)
+        record.duration_us = us(self.now() - trip.started)
+        add_up(record, answered)
         if trip.caller is not None:
             record.key_id = trip.caller.key_id
             record.tags = dict(trip.caller.tags)
         self.book.close(record)
+        if record.shadow_of is not None:  # a copy is nobody's request
+            self._shadows -= 1
+            return
+        self.in_flight -= 1
         self.telemetry.record(record)
+
+
+def _heard(task: asyncio.Task[Answer]) -> None:
+    """What a loser still says is nobody's concern: it was settled when it lost."""
+    if not task.cancelled():
+        task.exception()
+
+
+class _RaceLost(Exception):
+    """All that were asked in a race failed."""
+
+    def __init__(self, failures: list[UpstreamError]) -> None:
+        super().__init__()
+        self.failures = failures
 
 
 # --- pure steps ---------------------------------------------------------------------------------
@@ -528,71 +691,27 @@ def _rank(classes: tuple[str, ...], name: str, *, unknown: int) -> int:
     return classes.index(name) if name in classes else unknown
 
 
-def _call(trip: Trip, backend: Backend, model: Model) -> Call:
-    """What the wire needs to know. A long prompt stretches the wait for the first chunk."""
-    request, limits = trip.request, backend.limits
-    assert request is not None
-    stretch = limits.first_chunk_ms_per_1k_prompt_tokens * request.prompt_tokens / 1000
-    return Call(
-        request_id=trip.record.id,
-        request=request,
-        backend=backend,
-        model=model,
-        connect_s_max=limits.connect_ms_max / 1000,
-        first_chunk_s_max=(limits.first_chunk_ms_max + stretch) / 1000,
-        idle_s_max=limits.idle_ms_max / 1000,
-        session=trip.session,
-    )
+def shadow_of(decision: Decision, backend: str) -> Candidate | None:
+    """The target at `backend`, if the request may go there: eligible, or left out by policy alone.
 
-
-def no_route(
-    decision: Decision, snapshot: Snapshot, request: ModelRequest, caller: Caller, privacy: str
-) -> GatewayError:
-    """Why nobody may serve this: the caller's doing where it is, else ours, with the exclusions.
-
-    Names of backends are for keys of scope debug; others learn the rules only.
+    Policy is the rule after all that protect the request, so privacy, terms and fit have passed.
     """
-    rules = {e.rule for e in decision.excluded}
-    if rules and rules <= {Rule.CAPABILITY, Rule.ENDPOINT}:
-        needs = ", ".join(sorted(n.value for n in request.needs)) or request.endpoint.value
-        return UnsupportedParameter(
-            f"No model behind {request.alias!r} supports what this request needs: {needs}."
-        )
-    if rules and rules <= {Rule.CONTEXT, Rule.CAPABILITY, Rule.ENDPOINT}:
-        return ContextTooLong(
-            f"About {request.prompt_tokens} prompt tokens plus the output asked for exceed the "
-            f"context of every model behind {request.alias!r}.",
-            param="messages",
-        )
-    # Waiting helps where a backend cools or its circuit is open, and nowhere else.
-    waits = [
-        wait
-        for e in decision.excluded
-        if e.rule in {Rule.COOLING, Rule.CIRCUIT_OPEN}
-        and (wait := snapshot[e.target.backend].retry_after_s) is not None
-    ]
-    return NoEligibleBackend(
-        f"No backend is eligible for {request.alias!r} with {privacy} data: "
-        + (
-            "; ".join(f"{e.target} {e.rule.value}" for e in decision.excluded) + "."
-            if caller.debug
-            else ", ".join(sorted(rule.value for rule in rules)) + "."
-        ),
-        exclusions=tuple((str(e.target), e.rule.value, e.detail) for e in decision.excluded),
-        retry_after_s=min(waits) if waits else None,
-    )
+    for candidate in decision.order:
+        if candidate.target.backend == backend:
+            return candidate
+    by_policy = (e.target for e in decision.excluded if e.rule is Rule.POLICY)
+    for target in (*decision.cut, *by_policy):
+        if target.backend == backend:
+            return Candidate(
+                target=target, why="shadow", tier=0, cost_nano_usd=None, latency_ms=None
+            )
+    return None
 
 
-def _us(seconds: float) -> int:
-    return round(seconds * 1e6)
+def hash_of(number: int, salt: int = 0) -> int:
+    """Spread a number evenly (Fibonacci hashing), the same in every process."""
+    return ((number + salt) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF) >> 32
 
 
-def estimate(request: ModelRequest, progress: _Progress) -> Usage:
-    """Tokens counted by us where the backend reported none: flagged, never 0 for something said.
-
-    A stream brings about one token a chunk; where chunks are plainly larger (over two tokens'
-    worth of characters each), and for a whole answer, the characters count.
-    """
-    by_chars = -(-progress.chars // CHARS_PER_TOKEN)
-    output = progress.chunks if by_chars <= 2 * progress.chunks else by_chars
-    return Usage(request.prompt_tokens, 0, output, reported=False)
+def _number(text: str) -> int:
+    return int.from_bytes(text[:8].encode(), "big")

@@ -40,6 +40,7 @@ class Call:
     first_chunk_s_max: float
     idle_s_max: float
     session: str | None = None
+    privacy: int = 1 << 30  # a rank; whoever leaves it out sends nothing
 
 
 @dataclass(slots=True)

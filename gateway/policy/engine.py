@@ -102,6 +102,7 @@ class Router:
     policy: Policy
     classes: tuple[str, ...]
     plans: Mapping[str, tuple[_Plan, ...]]
+    routes: Mapping[str, Route]
 
     @classmethod
     def build(cls, policy: Policy, catalog: Catalog, rates: Mapping[Target, Rates]) -> Router:
@@ -109,6 +110,7 @@ class Router:
         return cls(
             policy=policy,
             classes=catalog.privacy_classes,
+            routes={route.name: route for route in policy.routes},
             plans={
                 name: tuple(
                     _Plan(route, _rows(alias, route, catalog, rates))
@@ -152,6 +154,10 @@ class Router:
             excluded=tuple(excluded),
             cut=cut,
         )
+
+    def route(self, name: str) -> Route:
+        """The route a decision names. Raises KeyError."""
+        return self.routes[name]
 
     def _unfit(self, row: _Row, facts: Facts) -> tuple[Rule, str] | None:
         """The rule by which this request may never go to this target, if there is one."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.api.errors import error_headers, status_of
 from gateway.backends.base import Call, Piece
-from gateway.dispatch import Answer, Dispatch, RetryBudget, Rules, Trip, classify
+from gateway.dispatch import Answer, Budget, Dispatch, Rules, Trip, classify
 from gateway.domain.caller import Caller
 from gateway.domain.catalog import Alias, Backend, Catalog, Kind, Model, Target
 from gateway.domain.errors import (
@@ -364,7 +364,9 @@ def test_the_class_is_the_strictest_of_key_alias_and_request() -> None:
 
 async def test_when_the_retry_budget_is_spent_the_sdk_is_told_not_to_retry_either() -> None:
     dispatch, wire, _ = build({"a": Script(before=UpstreamBroken("no", status=500)), "b": FINE})
-    while dispatch._budget.spend(dispatch.now()):
+    route = dispatch.rules.router.route("default")
+    budget = dispatch._budgets_of(dispatch.rules, route).retries
+    while budget.spend(dispatch.now()):
         pass
     with pytest.raises(AllAttemptsFailed) as caught:
         await begin(dispatch)
@@ -374,7 +376,7 @@ async def test_when_the_retry_budget_is_spent_the_sdk_is_told_not_to_retry_eithe
 
 
 def test_the_retry_budget_is_a_tenth_and_one_a_second() -> None:
-    budget, spent = RetryBudget(), 0
+    budget, spent = Budget(), 0
     for _ in range(1000):
         budget.arrived()
         spent += budget.spend(5.0)
