@@ -34,7 +34,7 @@ from typing import Any, Final, Literal
 
 import orjson
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -283,6 +283,14 @@ _REQUEST_VALUES: Final = itemgetter(*(c.name for c in _copied(requests)))
 _ATTEMPT_VALUES: Final = itemgetter(*(c.name for c in _copied(attempts)))
 _JSON_COLUMNS: Final = tuple(c.name for c in _copied(requests) if isinstance(c.type, sa.JSON))
 _APPEND: Final = {"postgresql": _append_postgres, "sqlite": _append_sqlite}
+_INSERT: Final[Mapping[str, Callable[[sa.Table], Any]]] = {
+    "postgresql": postgresql.insert,
+    "sqlite": sqlite.insert,
+}
+_NOW_US: Final = {
+    "postgresql": "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)",
+    "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000000 AS integer)",
+}
 
 # --- errors -------------------------------------------------------------------------------------
 
@@ -503,6 +511,60 @@ class Store:
                 sa.update(keys).where(keys.c.id == key_id).values(**values)
             )
             return bool(result.rowcount)
+
+    # --- policy versions ------------------------------------------------------------------------
+
+    async def newest_version(self) -> dict[str, Any] | None:
+        """The version in force, None where there never was one. One look at an index."""
+        rows = await self.versions(limit=1)
+        return rows[0] if rows else None
+
+    async def versions(self, *, limit: int = 100) -> list[dict[str, Any]]:
+        """The newest first."""
+        return await self._select(
+            sa.select(versions).order_by(versions.c.number.desc()).limit(limit)
+        )
+
+    async def version(self, number: int) -> dict[str, Any] | None:
+        """One version."""
+        rows = await self._select(sa.select(versions).where(versions.c.number == number))
+        return rows[0] if rows else None
+
+    async def version_of(self, digest: str, *, after: int) -> dict[str, Any] | None:
+        """The newest version with this bundle among those numbered above `after`."""
+        query = sa.select(versions).where(versions.c.digest == digest, versions.c.number > after)
+        rows = await self._select(query.order_by(versions.c.number.desc()).limit(1))
+        return rows[0] if rows else None
+
+    async def bundle(self, digest: str) -> dict[str, str] | None:
+        """The texts of a bundle by their paths."""
+        rows = await self._select(sa.select(bundles.c.files).where(bundles.c.digest == digest))
+        return dict(sorted(rows[0]["files"].items())) if rows else None
+
+    async def add_version(
+        self, row: Mapping[str, Any], files: Mapping[str, str] | None = None
+    ) -> dict[str, Any] | None:
+        """Insert a version, with its bundle's texts where it may be new, at the database's time.
+
+        Returns the row as written, None where there is a version of this number.
+        """
+        try:
+            async with self._begin() as connection:
+                dialect = connection.dialect.name
+                if files is not None:
+                    insert = _INSERT[dialect](bundles).on_conflict_do_nothing()
+                    values = {"digest": row["digest"], "policy": row["policy"], "files": files}
+                    await connection.execute(insert.values(**values))
+                made = await connection.execute(
+                    sa.insert(versions)
+                    .values(**row, applied_at_us=sa.text(_NOW_US[dialect]))
+                    .returning(versions)
+                )
+                return dict(made.mappings().one())
+        except RowsRefused:
+            if await self.version(row["number"]) is None:
+                raise
+            return None
 
 
 def _between(table: sa.Table, since_us: int | None, until_us: int | None) -> list[Any]:
