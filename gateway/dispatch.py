@@ -177,19 +177,19 @@ class Budget:
 
     share: float = 0.1
     per_s: float = 1.0
-    _tokens: float = 10.0
+    left: float = 10.0
     _at: float = 0.0
 
     def arrived(self) -> None:
-        self._tokens = min(self._tokens + self.share, 100.0)
+        self.left = min(self.left + self.share, 100.0)
 
     def spend(self, now: float) -> bool:
         if self._at:
-            self._tokens = min(self._tokens + (now - self._at) * self.per_s, 100.0)
+            self.left = min(self.left + (now - self._at) * self.per_s, 100.0)
         self._at = now
-        if self._tokens < 1.0:
+        if self.left < 1.0:
             return False
-        self._tokens -= 1.0
+        self.left -= 1.0
         return True
 
 
@@ -204,8 +204,8 @@ class _Budgets:
     def of(cls, route: Route) -> _Budgets:
         retries, hedge = route.behaviour.retries, route.behaviour.hedge
         return cls(
-            Budget(retries.share, retries.per_s),
-            Budget(0.0 if hedge is None else hedge.share_max, 0.0, _tokens=1.0),
+            Budget(retries.share, retries.per_s, 100 * retries.share),
+            Budget(0.0 if hedge is None else hedge.share_max, 0.0, 1.0),
         )
 
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
-from decimal import Decimal
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.api.errors import error_headers, status_of
-from gateway.backends.base import Call, Piece
-from gateway.dispatch import Answer, Budget, Dispatch, Rules, Trip, classify
+from gateway.backends.base import Call
+from gateway.dispatch import Budget, classify
 from gateway.domain.caller import Caller
-from gateway.domain.catalog import Alias, Backend, Catalog, Kind, Model, Target
+from gateway.domain.catalog import Target
 from gateway.domain.errors import (
     AllAttemptsFailed,
     Forbidden,
@@ -28,183 +25,20 @@ from gateway.domain.errors import (
     UpstreamError,
     UpstreamRejected,
 )
-from gateway.domain.money import Rates
-from gateway.domain.outcome import RequestRecord
-from gateway.domain.request import Capability, Endpoint, ModelRequest, Usage
-from gateway.fleet.observed import Fleet
-from gateway.policy.engine import Router
-from gateway.policy.language import Affinity, Behaviour, Policy, Route
-from gateway.runtime import ManualClock
-from gateway.sessions import LocalSessions
-from gateway.telemetry import Telemetry
-
-CLASSES = ("public", "internal", "confidential", "restricted")
-NAMES = ("a", "b", "c")
-
-
-@dataclass
-class Script:
-    """What one backend does: fail at once, or say pieces and perhaps fail after them."""
-
-    before: UpstreamError | None = None
-    pieces: list[Piece] = field(default_factory=list)
-    after: UpstreamError | None = None
-    streamed: bool = True
-
-
-@dataclass
-class ScriptedReply:
-    script: Script
-    clock: ManualClock
-    at: int = 0
-    closed: bool = False
-
-    @property
-    def streamed(self) -> bool:
-        return self.script.streamed
-
-    async def next(self) -> Piece | None:
-        self.clock.advance(0.1)
-        if self.at < len(self.script.pieces):
-            self.at += 1
-            return self.script.pieces[self.at - 1]
-        if self.script.after is not None:
-            raise self.script.after
-        return None
-
-    def close(self) -> None:
-        self.closed = True
-
-
-@dataclass
-class ScriptedWire:
-    scripts: dict[str, Script]
-    clock: ManualClock
-    calls: list[Call] = field(default_factory=list)
-    replies: list[ScriptedReply] = field(default_factory=list)
-
-    async def open(self, call: Call) -> ScriptedReply:
-        self.calls.append(call)
-        script = self.scripts[call.backend.name]
-        if script.before is not None:
-            raise script.before
-        self.replies.append(ScriptedReply(script, self.clock))
-        return self.replies[-1]
-
-    async def probe(self, backend: Backend) -> None: ...
-
-    async def warm(self) -> None: ...
-
-    async def aclose(self) -> None: ...
-
-
-@dataclass
-class Kept:
-    """A journal in memory."""
-
-    full: bool = False
-    opened: list[str] = field(default_factory=list)
-    closed: list[RequestRecord] = field(default_factory=list)
-
-    def open(self, record: RequestRecord) -> None:
-        self.opened.append(record.attempts[-1].backend)
-
-    def close(self, record: RequestRecord) -> None:
-        self.closed.append(record)
-
-
-def said(text: str, **fields: Any) -> Piece:
-    return Piece(text.encode(), content=True, content_chunks=1, content_chars=len(text), **fields)
-
-
-ROLE = Piece(b"role")
-FINE = Script(pieces=[ROLE, said("hello"), said("world", finished=True, usage=Usage(10, 2, 5))])
-
-
-def build(scripts: dict[str, Script], **fields: Any) -> tuple[Dispatch, ScriptedWire, Kept]:
-    clock = ManualClock()
-    model = Model(name="m", capabilities=frozenset({Capability.TOOLS}), **fields)
-    backends = {
-        name: Backend(
-            name=name,
-            kind=Kind.CLOSED_API,
-            wire="scripted",
-            base_url="http://127.0.0.1",
-            models={"m": model},
-            clearance=1,
-        )
-        for name in scripts
-    }
-    targets = tuple(Target(name, "m") for name in scripts)
-    catalog = Catalog(
-        privacy_classes=CLASSES,
-        backends=backends,
-        aliases={"chat": Alias(name="chat", targets=targets)},
-        digest="c",
-    )
-    behaviour = Behaviour(attempts_max=3, backends_max=3, affinity=Affinity(idle_s=600))
-    policy = Policy(
-        name="p",
-        description="",
-        behaviour=behaviour,
-        routes=(Route(name="default", behaviour=behaviour),),
-        digest="d" * 64,
-    )
-    rates = {t: Rates(id="r", input=Decimal(1), output=Decimal(2)) for t in targets}
-    wire, kept = ScriptedWire(scripts, clock), Kept()
-    ids = (f"req_{n:04}" for n in range(10_000))
-    dispatch = Dispatch(
-        rules=Rules(
-            catalog=catalog,
-            router=Router.build(policy, catalog, rates),
-            rates=rates,
-            policy=policy,
-            digest=policy.digest,
-            label="p@d",
-        ),
-        wires={"scripted": wire},
-        fleet=Fleet(),
-        sessions=LocalSessions(clock),
-        book=kept,
-        telemetry=Telemetry(),
-        clock=clock,
-        new_id=lambda: next(ids),
-        worker="0",
-        in_flight_max=100,
-    )
-    return dispatch, wire, kept
-
-
-CALLER = Caller(key_id="k", name="n", tags={"team": "x"})
-
-
-def request(**fields: Any) -> ModelRequest:
-    base: dict[str, Any] = {
-        "endpoint": Endpoint.CHAT,
-        "alias": "chat",
-        "document": {},
-        "stream": True,
-        "usage_wanted": False,
-        "prompt_tokens": 12,
-        "output_tokens_max": 20,
-        "needs": frozenset(),
-    }
-    return ModelRequest(**{**base, **fields})
-
-
-async def begin(dispatch: Dispatch, **fields: Any) -> tuple[Trip, Answer]:
-    trip = dispatch.arrive("chat/completions")
-    answer = await dispatch.answer(
-        trip, CALLER, request(**fields), privacy=None, session=fields.get("session")
-    )
-    return trip, answer
-
-
-async def finish(answer: Answer) -> bytes:
-    out = answer.first
-    while (data := await answer.next()) is not None:
-        out += data
-    return out
+from gateway.domain.request import Capability, Usage
+from tests.unit.spine import (
+    CALLER,
+    FINE,
+    NAMES,
+    ROLE,
+    Script,
+    ScriptedReply,
+    begin,
+    build,
+    finish,
+    request,
+    said,
+)
 
 
 async def test_a_good_answer_is_weighed_and_settled_once() -> None:
