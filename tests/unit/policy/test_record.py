@@ -28,41 +28,41 @@ words = st.text(st.characters(codec="utf-8"), max_size=8)
 times = st.floats(0, 1e18, allow_nan=False)
 tails = st.none() | st.builds(Tails, times, times, times)
 targets = st.builds(Target, st.sampled_from(NAMES), st.sampled_from(["m", "org/m"]))
-view_fields = dict(
-    healthy=st.booleans(),
-    circuit=st.sampled_from(["closed", "open", "half_open"]),
-    cooling=st.booleans(),
-    retry_after_s=st.none() | times,
-    in_flight=st.integers(0, 5000),
-    queue=st.none() | st.integers(0, 5000),
-    kv_used=st.none() | st.floats(0, 1),
-    ttft_ms=st.none() | times,
-    tpot_ms=st.none() | times,
-    ttft_tails=tails,
-    tpot_tails=tails,
-    ttft_per_1k_ms=times,
-    ttft_prompt_tokens=st.integers(0, 10**6),
-    cached_share=st.none() | st.floats(0, 1),
-)
-fact_fields = dict(
-    alias=words,
-    endpoint=st.sampled_from(Endpoint),
-    privacy=st.integers(0, 15),
-    needs=st.frozensets(st.sampled_from(Capability)),
-    prompt_tokens=st.integers(0, 10**8),
-    output_tokens=st.integers(0, 10**8),
-    stream=st.booleans(),
-    cached_tokens=st.integers(0, 10**8),
-    key_id=words,
-    tags=st.dictionaries(words, words, max_size=3),
-    at_us=st.integers(0, 2**53),
-    spent=st.frozensets(words, max_size=3),
-    reverted=st.frozensets(words, max_size=3),
-    pinned=st.none() | targets,
-    incumbent=st.none() | targets,
-    bucket=st.integers(0, 9999),
-    tie_break=st.integers(0, 2**64 - 1),
-)
+view_fields = {
+    "healthy": st.booleans(),
+    "circuit": st.sampled_from(["closed", "open", "half_open"]),
+    "cooling": st.booleans(),
+    "retry_after_s": st.none() | times,
+    "in_flight": st.integers(0, 5000),
+    "queue": st.none() | st.integers(0, 5000),
+    "kv_used": st.none() | st.floats(0, 1),
+    "ttft_ms": st.none() | times,
+    "tpot_ms": st.none() | times,
+    "ttft_tails": tails,
+    "tpot_tails": tails,
+    "ttft_per_1k_ms": times,
+    "ttft_prompt_tokens": st.integers(0, 10**6),
+    "cached_share": st.none() | st.floats(0, 1),
+}
+fact_fields = {
+    "alias": words,
+    "endpoint": st.sampled_from(Endpoint),
+    "privacy": st.integers(0, 15),
+    "needs": st.frozensets(st.sampled_from(Capability)),
+    "prompt_tokens": st.integers(0, 10**8),
+    "output_tokens": st.integers(0, 10**8),
+    "stream": st.booleans(),
+    "cached_tokens": st.integers(0, 10**8),
+    "key_id": words,
+    "tags": st.dictionaries(words, words, max_size=3),
+    "at_us": st.integers(0, 2**53),
+    "spent": st.frozensets(words, max_size=3),
+    "reverted": st.frozensets(words, max_size=3),
+    "pinned": st.none() | targets,
+    "incumbent": st.none() | targets,
+    "bucket": st.integers(0, 9999),
+    "tie_break": st.integers(0, 2**64 - 1),
+}
 all_views = st.builds(BackendView, **view_fields)
 all_facts = st.builds(Facts, **fact_fields)
 
