@@ -40,6 +40,7 @@ TABLE: dict[type[e.GatewayError], tuple[int, str]] = {
     e.UpstreamBroken: (502, "upstream_error"),
     e.AllAttemptsFailed: (502, "upstream_error"),
     e.InternalError: (500, "server_error"),
+    e.ClearanceViolated: (500, "server_error"),
 }
 
 

@@ -2,10 +2,15 @@
 
 INVARIANTS, held by the contract suite in `tests/contract/test_wires.py` for every wire:
 
+- `open` sends nothing, and connects to nothing, unless the catalog's entry of the very backend it
+  would connect to is cleared for the request (`require_clearance`): the second privacy check, which
+  shares no line with the one in the decision. Retries, hedges and copies all come through here.
 - `open` returns only after the backend answered with success and sent its first byte of body;
   before that every failure is raised as an `UpstreamError` with a true status.
-- A wire raises `UpstreamError`s and nothing else, never retries, never follows a redirect, never
-  sends a secret to another origin than the backend's own.
+- What was connected for one address, secret or header serves no other (`place`): after a reload a
+  backend's name may mean another place.
+- A wire raises `UpstreamError`s and, at `open`, ClearanceViolated. It never retries, never follows
+  a redirect, never sends a secret to another origin than the backend's own.
 - Pieces carry bytes in the client's shape (OpenAI's wire), ready to send: whole SSE events when
   `streamed`, the whole JSON body in one piece when not. The model's name in them is the alias.
   The closing `data: [DONE]` is never in them: it may go out only after the ledger has the row, so
@@ -18,18 +23,26 @@ INVARIANTS, held by the contract suite in `tests/contract/test_wires.py` for eve
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.domain.catalog import Backend, Model
+from gateway.domain.errors import ClearanceViolated
 from gateway.domain.request import ModelRequest, Usage
+
+log = logging.getLogger("weighbridge")
+
+
+UNSTATED = 1 << 30  # a rank that no backend is cleared for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One attempt, as a wire needs to know it. Times in seconds, for this attempt only.
 
-    `session` is an opaque id of the conversation, forwarded to self-hosted routers.
+    `session` is an opaque id of the conversation, forwarded to self-hosted routers. `privacy` is
+    the request's class as a rank; who forgets it is not sent anywhere.
     """
 
     request_id: str
@@ -40,7 +53,41 @@ class Call:
     first_chunk_s_max: float
     idle_s_max: float
     session: str | None = None
-    privacy: int = 1 << 30  # a rank; whoever leaves it out sends nothing
+    privacy: int = UNSTATED
+
+
+def require_clearance(call: Call) -> None:
+    """Raises ClearanceViolated unless the catalog lets this backend receive this request."""
+    allowed = call.backend.clearance
+    if 0 <= call.privacy <= allowed:
+        return
+    log.critical(
+        "clearance violated: %s of privacy rank %d was to be sent to %s, cleared up to rank %d; "
+        "nothing was sent",
+        call.request_id,
+        call.privacy,
+        call.backend.name,
+        allowed,
+    )
+    raise ClearanceViolated(
+        "The gateway stopped this request before it left: its data may not go where it was routed.",
+        detail=f"{call.backend.name}: rank {call.privacy} over {allowed}",
+    )
+
+
+def place(backend: Backend) -> tuple[object, ...]:
+    """All that a connection to a backend depends on; only equal places may share connections."""
+    return (
+        backend.name,
+        backend.base_url,
+        backend.secret,
+        backend.kind,
+        backend.auth_header,
+        backend.headers,
+        backend.query,
+        backend.vendor,
+        backend.limits.concurrency_max,
+    )
 
 
 @dataclass(slots=True)

@@ -47,7 +47,7 @@ from urllib.parse import parse_qsl
 import httpx
 import orjson
 
-from gateway.backends.base import Call, Piece
+from gateway.backends.base import Call, Piece, place, require_clearance
 from gateway.backends.http_client import (
     HttpClient,
     HttpLimits,
@@ -555,7 +555,7 @@ class LitellmWire:
     ) -> None:
         self._secret = secret
         self._new_client = client
-        self._routes: dict[str, _Route] = {}
+        self._routes: dict[tuple[object, ...], _Route] = {}
 
     async def warm(self) -> None:
         """Load litellm now, off the loop; else the first call waits the seconds that it takes."""
@@ -563,6 +563,7 @@ class LitellmWire:
             await _sdk()
 
     async def open(self, call: Call) -> _StreamReply | _WholeReply:
+        require_clearance(call)
         request, backend = call.request, call.backend
         try:
             sdk = await _sdk()
@@ -627,7 +628,7 @@ class LitellmWire:
         self._routes.clear()
 
     def _route(self, backend: Backend) -> _Route:
-        if (known := self._routes.get(backend.name)) is not None:
+        if (known := self._routes.get(place(backend))) is not None:
             return known
         try:
             route = self._new_route(backend)
@@ -636,7 +637,7 @@ class LitellmWire:
             raise UpstreamRefused(
                 "The backend is not configured.", detail=f"{backend.name}: {error}"
             ) from error
-        self._routes[backend.name] = route
+        self._routes[place(backend)] = route
         return route
 
     def _new_route(self, backend: Backend) -> _Route:

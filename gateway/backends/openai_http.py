@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Protocol
 
 import orjson
 
-from gateway.backends.base import Call, Piece
+from gateway.backends.base import Call, Piece, place, require_clearance
 from gateway.backends.http_client import (
     ClosedEarly,
     Headers,
@@ -75,11 +75,12 @@ class OpenAIHttpWire:
     def __init__(self, secret: Callable[[str], str], client: ClientFactory) -> None:
         self._secret = secret
         self._new_client = client
-        self._routes: dict[str, _Route] = {}
+        self._routes: dict[tuple[object, ...], _Route] = {}
 
     async def open(self, call: Call) -> _StreamReply | _WholeReply:
+        require_clearance(call)
         request, backend = call.request, call.backend
-        route = self._routes.get(backend.name) or self._route(backend)
+        route = self._routes.get(place(backend)) or await self._route(backend)
         loop_time = asyncio.get_running_loop().time
         deadline = loop_time() + call.connect_s_max + call.first_chunk_s_max
         headers = [(b"x-request-id", call.request_id.encode())]
@@ -109,7 +110,7 @@ class OpenAIHttpWire:
     async def probe(self, backend: Backend) -> None:
         if backend.health_path is None:
             return
-        route = self._routes.get(backend.name) or self._route(backend)
+        route = self._routes.get(place(backend)) or await self._route(backend)
         try:
             response = await route.client.request(
                 "GET", backend.health_path, [], b"", connect_s_max=1.0, head_s_max=2.0
@@ -131,7 +132,7 @@ class OpenAIHttpWire:
             await route.client.aclose()
         self._routes.clear()
 
-    def _route(self, backend: Backend) -> _Route:
+    async def _route(self, backend: Backend) -> _Route:
         try:
             origin, prefix = Origin.parse(backend.base_url)
             headers = [(b"content-type", b"application/json")]
@@ -155,7 +156,11 @@ class OpenAIHttpWire:
             prefix=prefix,
             query=f"?{backend.query}" if backend.query else "",
         )
-        self._routes[backend.name] = route
+        left = [at for at, old in self._routes.items() if at[0] == backend.name]
+        self._routes[place(backend)] = route
+        for at in left:  # a reload moved this backend; what still runs there may end
+            if not self._routes[at].client.in_use:
+                await self._routes.pop(at).client.aclose()
         return route
 
 

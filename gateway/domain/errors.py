@@ -25,6 +25,7 @@
     │   └── UpstreamBroken      5xx, garbage, an early end
     ├── AllAttemptsFailed       several backends were tried; carries the last of each
     └── InternalError           our own fault; the caller sees an id only
+        └── ClearanceViolated   a wire was handed what its backend may not receive; nothing was sent
 
 `retryable` is a property of the type, never of the text: dispatch decides by it alone.
 `message` is for the caller and names no address and no secret; `detail` is for the log.
@@ -231,3 +232,12 @@ class InternalError(GatewayError):
     """Our own fault."""
 
     code = "internal_error"
+
+
+class ClearanceViolated(InternalError):
+    """A wire was handed a request that its backend may not receive. Nothing was sent.
+
+    It means that the decision and the catalog disagree: a bug, to be looked at at once.
+    """
+
+    code = "clearance_violated"

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,13 +21,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.backends.base import Piece, Wire
+from gateway.backends.base import Call, Piece, Wire
 from gateway.backends.http_client import ConnectFailed, Origin
 from gateway.backends.http_fast import FastHttpClient
 from gateway.backends.litellm_sdk import LitellmWire
 from gateway.backends.openai_http import OpenAIHttpWire
 from gateway.domain.catalog import Backend, Kind
 from gateway.domain.errors import (
+    ClearanceViolated,
     UpstreamBroken,
     UpstreamBusy,
     UpstreamError,
@@ -195,6 +197,67 @@ async def test_a_redirect_is_not_followed(wire: Wire, vendor: ScriptedVendor):
             answer = await drive(wire, call(vendor.url, "away"))
             assert (type(answer.error), answer.error.status) == (UpstreamRefused, status)
         assert elsewhere.received == 0
+
+
+# ---- who may be sent what --------------------------------------------------------------------
+
+
+async def test_what_a_backend_is_not_cleared_for_never_leaves(
+    wire: Wire, caplog: pytest.LogCaptureFixture
+):
+    connected = 0
+
+    def count(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connected
+        connected += 1
+        writer.close()
+
+    async with await asyncio.start_server(count, "127.0.0.1", 0) as vendor:
+        where = f"http://127.0.0.1:{vendor.sockets[0].getsockname()[1]}"
+        forgotten = Call(
+            **{f.name: getattr(call(where), f.name) for f in fields(Call) if f.name != "privacy"}
+        )
+        refused = [
+            forgotten,
+            call(backend(where, clearance=1), privacy=2),
+            call(backend(where, clearance=1), privacy=2, stream=False),
+            call(backend(where, clearance=1), privacy=-1),
+            call(
+                backend(where, clearance=0), privacy=1, endpoint=Endpoint.EMBEDDINGS, stream=False
+            ),
+        ]
+        for what in refused:
+            with pytest.raises(ClearanceViolated) as caught:
+                await drive(wire, what)
+            assert "b1" not in caught.value.message
+        assert connected == 0
+        assert [r.levelname for r in caplog.records] == ["CRITICAL"] * len(refused)
+        # The trap works: at its clearance, and below, it is asked.
+        await drive(wire, call(backend(where, clearance=2), privacy=2))
+        assert connected == 1
+
+
+async def test_a_backend_that_moved_is_not_asked_at_its_old_address(wire: Wire):
+    """A reload may give a name to another place, cleared for more than the old one was."""
+    async with ScriptedVendor(SCRIPTS) as old, ScriptedVendor(SCRIPTS) as new:
+        assert (await drive(wire, call(old.url))).error is None
+        assert (await drive(wire, call(backend(new.url, clearance=1), privacy=1))).error is None
+        assert (old.received, new.received) == (1, 1)
+        # One that is still on its way under the old catalog goes where that said.
+        assert (await drive(wire, call(old.url))).error is None
+        assert (old.received, new.received) == (2, 1)
+
+
+@in_litellm
+async def test_a_changed_header_or_key_is_sent_from_the_next_request_on(vendor: ScriptedVendor):
+    for make in (OpenAIHttpWire, LitellmWire):
+        wire = make(lambda reference: f"key-{reference}", FastHttpClient)
+        for secret, team in (("env:A", "red"), ("env:B", "blue")):
+            where = backend(vendor.url, secret=secret, headers=(("x-team", team),))
+            assert (await drive(wire, call(where))).error is None
+            assert vendor.log[-1].headers["authorization"] == f"Bearer key-{secret}"
+            assert vendor.log[-1].headers["x-team"] == team
+        await wire.aclose()
 
 
 # ---- what goes up ----------------------------------------------------------------------------

@@ -180,6 +180,7 @@ def call(
     stream: bool = True,
     usage_wanted: bool = False,
     endpoint: Endpoint = Endpoint.CHAT,
+    privacy: int = 0,
     **document: object,
 ) -> Call:
     """A call as dispatch makes it: the document says what its `stream` says."""
@@ -210,6 +211,7 @@ def call(
         connect_s_max=1.0,
         first_chunk_s_max=FIRST_CHUNK_S_MAX,
         idle_s_max=IDLE_S_MAX,
+        privacy=privacy,
     )
 
 
