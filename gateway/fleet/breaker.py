@@ -2,15 +2,22 @@
 
 After linkerd2-proxy's unified breaker: five failures in a row, or fewer than 80 % successes over
 the last 30 s with at least 20 samples. While open nothing is sent; then one probe at a time
-decides, and each failed probe doubles the wait (full jitter is not needed: one process, one
-probe). Only a probe speaks while it is open: what was sent before and fails late would, in a burst,
-double the wait to its bound at once. A 429 counts in the share, fails a probe, but does not count
-as part of a run: busy is not broken. Time is an argument everywhere (monotonic seconds).
+decides, and each failed probe doubles the wait. Only a probe speaks while it is open: what was sent
+before and fails late would, in a burst, double the wait to its bound at once. A 429 counts in the
+share, fails a probe, but does not count as part of a run: busy is not broken. A Retry-After holds
+it: the same, without a failure, so that after it one request asks and not all that waited.
+
+Each worker judges by what it saw itself: one node whose own network is broken must not take a
+backend from all others. That another worker's circuit opened by a run is only suspicion: then our
+next failure, unless a success comes first, opens ours, for one call instead of five.
+
+Time is an argument everywhere (monotonic seconds).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 RUN_MAX = 5
 SUCCESS_SHARE_MIN = 0.8
@@ -29,13 +36,23 @@ class _Bucket:
 
 
 class Breaker:
-    """States: `closed`, `open` (until a time), `half_open` (a probe may go or is under way)."""
+    """States: `closed`, `open` (until a time), `half_open` (a probe may go)."""
 
-    __slots__ = ("_buckets", "_open_s", "_open_until", "_probing_until", "_run")
+    __slots__ = (
+        "_buckets",
+        "_held",
+        "_open_s",
+        "_open_until",
+        "_probing_until",
+        "_run",
+        "_suspect",
+    )
 
     def __init__(self) -> None:
         self._buckets = [_Bucket() for _ in range(BUCKETS)]
         self._run = 0
+        self._suspect = False
+        self._held = False
         self._open_s = OPEN_S_MIN
         self._open_until: float | None = None
         self._probing_until = 0.0
@@ -47,45 +64,87 @@ class Breaker:
             return "open"
         return "half_open"
 
+    @property
+    def held(self) -> bool:
+        """Whether it is open only because the backend asked for it."""
+        return self._held
+
     def retry_after_s(self, now: float) -> float | None:
         """Seconds until the next probe may go; None while closed."""
         if self._open_until is None:
             return None
         return max(self._open_until - now, self._probing_until - now, 0.0)
 
+    def changes_at(self, now: float) -> float:
+        """When the state changes by time alone; infinity where it does not."""
+        return now + wait if (wait := self.retry_after_s(now)) else inf
+
     def sending(self, now: float, patience_s: float) -> None:
         """An attempt starts. If it is the probe, nobody else goes until it ends or gets lost."""
-        if self._open_until is not None:
+        if self._open_until is not None and now >= self._open_until:
             self._probing_until = now + patience_s
+
+    def answered(self) -> None:
+        """The first content is here: that is a probe's verdict. The end of a stream is far."""
+        if self._probing_until:
+            self._reset()
 
     def success(self, now: float) -> None:
         self._count(now, good=True)
         self._run = 0
+        self._suspect = False
         if self._probing_until:  # the probe came back
             self._reset()
 
-    def failure(self, now: float, *, busy: bool = False) -> None:
+    def failure(self, now: float, *, busy: bool = False, wait_s: float | None = None) -> bool:
+        """`wait_s` is what the backend asked for, if it did.
+
+        Returns whether this was the last of a run of our own that opened it.
+        """
         self._count(now, good=False)
+        own = False
         if self._open_until is not None:
             if self._probing_until:
-                self._open_s = min(self._open_s * 2, OPEN_S_MAX)
+                # Its own word goes before our guess, unless it is no time at all.
+                if wait_s is None or wait_s < OPEN_S_MIN:
+                    self._open_s = min(self._open_s * 2, OPEN_S_MAX)
+                    self._open(now)
+                self._probing_until = 0.0
+        else:
+            self._run += not busy
+            own = self._run >= RUN_MAX
+            if own or (self._suspect and not busy) or self._share_is_bad(now):
                 self._open(now)
-            return
-        if not busy:
-            self._run += 1
-        if self._run >= RUN_MAX or self._share_is_bad(now):
-            self._open(now)
+        if wait_s is not None:
+            self.hold(now + wait_s)
+        return own
 
     def abandoned(self) -> None:
         """An attempt ended without a verdict (the client left): let another probe go."""
         self._probing_until = 0.0
 
+    def hold(self, until: float) -> None:
+        """The backend asked to be left alone until then: after it, one probe."""
+        if self._open_until is None or until >= self._open_until:
+            self._open_until, self._held, self._probing_until = until, True, 0.0
+
+    def suspect(self) -> None:
+        """Another worker's circuit opened by a run of failures."""
+        self._suspect = self._open_until is None
+
+    def hasten(self) -> None:
+        """Its health came back: no need to wait any longer for a probe."""
+        if self._open_until is not None and not self._held:
+            self._open_until = 0.0
+
     def _open(self, now: float) -> None:
         self._open_until = now + self._open_s
         self._probing_until = 0.0
+        self._held = self._suspect = False
 
     def _reset(self) -> None:
         self._open_until, self._open_s, self._probing_until, self._run = None, OPEN_S_MIN, 0.0, 0
+        self._held = self._suspect = False
         for bucket in self._buckets:
             bucket.epoch = -1
 

@@ -90,7 +90,68 @@ def test_each_failed_probe_doubles_the_wait_up_to_a_bound() -> None:
     assert waits[-1] == OPEN_S_MAX
 
 
-@given(st.lists(st.sampled_from(["good", "bad", "busy", "send", "gone", "wait"]), max_size=200))
+def test_the_first_content_of_a_probe_is_its_verdict() -> None:
+    """A long answer would keep everyone else waiting for its end."""
+    breaker = Breaker()
+    failed(breaker, RUN_MAX)
+    breaker.answered()  # of one that was sent before
+    assert breaker.state(0.5) == "open"
+    breaker.sending(1.0, patience_s=30.0)
+    breaker.answered()
+    assert breaker.state(1.1) == "closed"
+
+
+def test_what_was_decided_before_it_opened_is_no_probe() -> None:
+    breaker = Breaker()
+    failed(breaker, RUN_MAX)
+    breaker.sending(0.5, patience_s=30.0)
+    breaker.success(0.6)
+    assert breaker.state(0.6) == "open"
+    assert breaker.state(1.0) == "half_open"
+
+
+def test_a_hold_is_the_backends_own_word() -> None:
+    breaker = Breaker()
+    breaker.failure(0.0, busy=True, wait_s=2.0)
+    assert (breaker.state(1.9), breaker.held, breaker.retry_after_s(0.5)) == ("open", True, 1.5)
+    breaker.hasten()  # health is not what it was about
+    assert breaker.state(1.9) == "open"
+    for n in range(1, 9):  # and is kept to, not doubled
+        breaker.sending(2.0 * n, 30.0)
+        breaker.failure(2.0 * n, busy=True, wait_s=2.0)
+        assert breaker.retry_after_s(2.0 * n) == 2.0
+    breaker.sending(18.0, 30.0)
+    breaker.failure(18.0, busy=True, wait_s=0.0)  # "again at once" is no word to keep to
+    assert breaker.retry_after_s(18.0) == 2.0
+
+
+def test_a_hold_does_not_shorten_the_wait_of_what_is_broken() -> None:
+    breaker = Breaker()
+    failed(breaker, RUN_MAX)
+    breaker.hold(0.5)
+    assert (breaker.retry_after_s(0.0), breaker.held) == (1.0, False)
+
+
+def test_suspicion_makes_the_next_failure_decide_and_a_success_ends_it() -> None:
+    breaker = Breaker()
+    breaker.suspect()
+    assert breaker.state(0.0) == "closed"
+    breaker.success(0.0)
+    failed(breaker, 1)
+    assert breaker.state(0.0) == "closed"
+    breaker.suspect()
+    assert not breaker.failure(0.0, busy=True)
+    assert breaker.state(0.0) == "closed"
+    assert not breaker.failure(0.0)
+    assert breaker.state(0.0) == "open"
+
+
+@given(
+    st.lists(
+        st.sampled_from(["good", "bad", "busy", "send", "gone", "wait", "hold", "told", "began"]),
+        max_size=200,
+    )
+)
 def test_it_never_locks_out_for_ever(events: list[str]) -> None:
     breaker, now = Breaker(), 0.0
     for event in events:
@@ -107,4 +168,10 @@ def test_it_never_locks_out_for_ever(events: list[str]) -> None:
                 breaker.abandoned()
             case "wait":
                 now += 0.7
+            case "hold":
+                breaker.failure(now, busy=True, wait_s=7.0)
+            case "told":
+                breaker.suspect()
+            case "began":
+                breaker.answered()
     assert breaker.state(now + OPEN_S_MAX + 10.0) != "open"
