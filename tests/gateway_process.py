@@ -129,7 +129,7 @@ async def _rows(environment: Mapping[str, str]) -> list[dict[str, Any]]:
     try:
         rows = {record.id: asdict(record) for record in await store.requests(limit=100_000)}
         # One query, not one a request: chaos tests read thousands.
-        for found in await store._select(sa.select(attempts).order_by(attempts.c.number)):
+        for found in await store.select(sa.select(attempts).order_by(attempts.c.number)):
             if found["request_id"] in rows:  # else it came between the two queries
                 rows[found["request_id"]]["attempts"].append(found)
         return list(rows.values())

@@ -399,7 +399,8 @@ class Store:
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             raise _unavailable(error) from error
 
-    async def _select(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+    async def select(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+        """The rows of a query of this package. Raises StoreUnavailable."""
         async with self._begin() as connection:
             found = await connection.execute(query)
             return [{str(name): value for name, value in row.items()} for row in found.mappings()]
@@ -417,7 +418,7 @@ class Store:
     async def request(self, request_id: str) -> RequestRecord | None:
         """One request with its attempts."""
         query = sa.select(*_copied(requests)).where(requests.c.id == request_id)
-        rows = await self._select(query)
+        rows = await self.select(query)
         if not rows:
             return None
         return RequestRecord(**rows[0], attempts=await self.attempts(request_id))
@@ -442,7 +443,7 @@ class Store:
             .order_by(requests.c.started_at_us.desc(), requests.c.id.desc())
             .limit(limit)
         )
-        return [RequestRecord(**row) for row in await self._select(query)]
+        return [RequestRecord(**row) for row in await self.select(query)]
 
     async def attempts(self, request_id: str) -> list[AttemptRecord]:
         """The attempts of one request in order."""
@@ -451,7 +452,7 @@ class Store:
             .where(attempts.c.request_id == request_id)
             .order_by(attempts.c.number)
         )
-        return [AttemptRecord(**row) for row in await self._select(query)]
+        return [AttemptRecord(**row) for row in await self.select(query)]
 
     async def totals(
         self,
@@ -482,18 +483,18 @@ class Store:
             .group_by(*group)
             .order_by(sums[0].desc(), *group)
         )
-        return [Total(**row) for row in await self._select(query)]
+        return [Total(**row) for row in await self.select(query)]
 
     # --- keys ---------------------------------------------------------------------------------
 
     async def key(self, key_id: str) -> dict[str, Any] | None:
         """The row of one key."""
-        rows = await self._select(sa.select(keys).where(keys.c.id == key_id))
+        rows = await self.select(sa.select(keys).where(keys.c.id == key_id))
         return rows[0] if rows else None
 
     async def keys(self) -> list[dict[str, Any]]:
         """All keys, the newest first."""
-        return await self._select(sa.select(keys).order_by(keys.c.created_at_us.desc(), keys.c.id))
+        return await self.select(sa.select(keys).order_by(keys.c.created_at_us.desc(), keys.c.id))
 
     async def add_key(self, row: Mapping[str, Any], *, only_the_first: bool = False) -> bool:
         """Insert a key; with `only_the_first`, only where there is none, also between workers."""
@@ -521,24 +522,24 @@ class Store:
 
     async def versions(self, *, limit: int = 100) -> list[dict[str, Any]]:
         """The newest first."""
-        return await self._select(
+        return await self.select(
             sa.select(versions).order_by(versions.c.number.desc()).limit(limit)
         )
 
     async def version(self, number: int) -> dict[str, Any] | None:
         """One version."""
-        rows = await self._select(sa.select(versions).where(versions.c.number == number))
+        rows = await self.select(sa.select(versions).where(versions.c.number == number))
         return rows[0] if rows else None
 
     async def version_of(self, digest: str, *, after: int) -> dict[str, Any] | None:
         """The newest version with this bundle among those numbered above `after`."""
         query = sa.select(versions).where(versions.c.digest == digest, versions.c.number > after)
-        rows = await self._select(query.order_by(versions.c.number.desc()).limit(1))
+        rows = await self.select(query.order_by(versions.c.number.desc()).limit(1))
         return rows[0] if rows else None
 
     async def bundle(self, digest: str) -> dict[str, str] | None:
         """The texts of a bundle by their paths."""
-        rows = await self._select(sa.select(bundles.c.files).where(bundles.c.digest == digest))
+        rows = await self.select(sa.select(bundles.c.files).where(bundles.c.digest == digest))
         return dict(sorted(rows[0]["files"].items())) if rows else None
 
     async def add_version(

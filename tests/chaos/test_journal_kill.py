@@ -122,7 +122,7 @@ async def audit(folder: Path, url: str, kills: int) -> dict[str, int]:
     ended, upstream = noted(folder)
     store = await Store.connect(url)
     rows = await store.requests(limit=10**7)
-    tries = await store._select(sa.select(module.attempts))
+    tries = await store.select(sa.select(module.attempts))
     await store.close()
     ids = [row.id for row in rows]
     interrupted = {row.id for row in rows if row.outcome == "interrupted"}

@@ -56,7 +56,7 @@ def lines(*records: RequestRecord) -> list[bytes]:
 
 
 async def count(store: Store, table: sa.Table) -> int:
-    (row,) = await store._select(sa.select(sa.func.count().label("n")).select_from(table))
+    (row,) = await store.select(sa.select(sa.func.count().label("n")).select_from(table))
     return row["n"]
 
 
