@@ -1,0 +1,234 @@
+"""Lints of catalog, prices and limits: what no routing policy can put right. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from gateway.domain.catalog import Backend, StandIn, Target
+from gateway.domain.limit import Limit, Unit
+from gateway.domain.money import Rates, cost, usd
+from gateway.policy.lint.subject import ERROR, NOTE, WARNING, Sheet, Subject
+from gateway.policy.source import Path, Problem
+
+STALE_DAYS = 180
+_PRECISION = re.compile(r"fp4|nvfp4|mxfp4|fp8|int8|int4|awq|gptq|fp16|bf16", re.IGNORECASE)
+
+
+def lint_files(subject: Subject) -> Iterator[Problem]:
+    """All that is suspicious in catalog, prices and limits."""
+    for check in _CHECKS:
+        yield from check(subject)
+
+
+# --- catalog ----------------------------------------------------------------------------------
+
+
+def _clearances(subject: Subject) -> Iterator[Problem]:
+    """A clearance is a statement about terms; without a source it is a guess."""
+    sheet = subject.catalog_file
+    for backend in subject.catalog.backends.values():
+        if backend.clearance and backend.data.source is None:
+            name = subject.catalog.privacy_classes[backend.clearance]
+            yield sheet.tell(
+                WARNING,
+                ("backends", backend.name, "cleared_for"),
+                f"cleared for {name} on terms that nobody stated",
+                "name in data.source where they were read, and when",
+            )
+
+
+def _stand_ins(subject: Subject) -> Iterator[Problem]:
+    """Groups that cannot do what they are declared for."""
+    sheet = subject.catalog_file
+    catalog = subject.catalog
+    grouped = {target for group in catalog.equivalences for target in group.targets}
+    for alias in catalog.aliases.values():
+        path: Path = ("aliases", alias.name)
+        alone = [target for target in alias.targets if target not in grouped]
+        if alias.stand_in is StandIn.GROUP and alone:
+            yield sheet.tell(
+                WARNING,
+                (*path, "stand_in"),
+                f"{', '.join(map(str, alone))} stands in for nobody: in no equivalence group",
+                "declare a group, or say stand_in: alias",
+            )
+    for name, group in zip(_keys(sheet, "equivalences"), catalog.equivalences, strict=False):
+        for target in sorted(group.targets, key=str):
+            said = _PRECISION.search(target.model)
+            if said and said[0].lower() not in group.precision.lower():
+                yield sheet.tell(
+                    WARNING,
+                    ("equivalences", name),
+                    f"declared to be {group.precision}, but {target} is named {said[0]}",
+                    "other precisions are other models: give each its group",
+                )
+
+
+def _two_groups(subject: Subject) -> Iterator[Problem]:
+    sheet = subject.catalog_file
+    first: dict[Target, Any] = {}
+    names = _keys(sheet, "equivalences")
+    for name, group in zip(names, subject.catalog.equivalences, strict=False):
+        for target in sorted(group.targets, key=str):
+            other = first.setdefault(target, group)
+            if (other.weights, other.precision) != (group.weights, group.precision):
+                yield sheet.tell(
+                    ERROR,
+                    ("equivalences", name),
+                    f"{target} is {group.weights} at {group.precision} here, and "
+                    f"{other.weights} at {other.precision} in '{other.name}'",
+                )
+
+
+def _keys(sheet: Sheet, name: str) -> list[str | int]:
+    """The keys, or the places, under which the file lists these."""
+    listed = sheet.value.get(name) or ()
+    return list(listed) if isinstance(listed, dict) else list(range(len(listed)))
+
+
+# --- prices -----------------------------------------------------------------------------------
+
+
+def _unpriced(subject: Subject) -> Iterator[Problem]:
+    sheet = subject.catalog_file
+    dated = {row.target for row in _rows(subject)}
+    for name, backend in subject.catalog.backends.items():
+        for model in backend.models:
+            target = Target(name, model)
+            if target not in subject.rates:
+                when = f" on {subject.today}, only later" if target in dated else ""
+                yield sheet.tell(
+                    NOTE,
+                    ("backends", name, "models", model),
+                    f"no price for {target}{when}: unpriced, not free",
+                    "add a row to prices/",
+                    key=True,
+                )
+
+
+class _Row:
+    """A row of a price file, where it stands."""
+
+    def __init__(self, sheet: Sheet, index: int, row: dict[str, Any]) -> None:
+        self.sheet = sheet
+        self.path: Path = ("prices", index)
+        self.target = Target(row["backend"], row["model"])
+        self.from_ = dt.date.fromisoformat(row["from"])
+        self.read_on = dt.date.fromisoformat(row["read_on"])
+
+
+def _rows(subject: Subject) -> list[_Row]:
+    return [
+        _Row(sheet, index, row)
+        for sheet in subject.price_files
+        for index, row in enumerate(sheet.value["prices"])
+    ]
+
+
+def _stale(subject: Subject) -> Iterator[Problem]:
+    """Rows in force that nobody has compared with the vendor for long, and rows of nothing."""
+    in_force: dict[Target, _Row] = {}
+    for row in _rows(subject):
+        backend = subject.catalog.backends.get(row.target.backend)
+        if backend is None or row.target.model not in backend.models:
+            yield row.sheet.tell(
+                NOTE, row.path, f"a price for {row.target}, which is not in the catalog"
+            )
+        elif row.from_ <= subject.today:
+            before = in_force.get(row.target)
+            in_force[row.target] = row if before is None or row.from_ > before.from_ else before
+    for row in in_force.values():
+        age = (subject.today - row.read_on).days
+        if age > STALE_DAYS:
+            yield row.sheet.tell(
+                WARNING,
+                (*row.path, "read_on"),
+                f"the price of {row.target} was read {age} days ago",
+                "compare it with the vendor's and append a row",
+            )
+
+
+# --- limits -----------------------------------------------------------------------------------
+
+
+def _limits(subject: Subject) -> Iterator[Problem]:
+    if subject.limits_file is None or not subject.limits:
+        return
+    sheet = subject.limits_file
+    names = _keys(sheet, "limits")
+    if not subject.shared_store:
+        alone = subject.workers == 1
+        yield sheet.tell(
+            NOTE if alone else WARNING,
+            ("limits",),
+            "without WEIGHBRIDGE_REDIS_URL every process counts for itself"
+            + ("" if alone else f", and there are {subject.workers} workers"),
+            "several workers or nodes need Redis to share a limit",
+            key=True,
+        )
+    for name, limit in zip(names, subject.limits, strict=False):
+        for severity, message, hint in _too_small(limit, subject):
+            yield sheet.tell(severity, ("limits", name), message, hint)
+
+
+def _too_small(limit: Limit, subject: Subject) -> Iterator[tuple[str, str, str]]:
+    """Limits in which one request does not fit, and money that nobody can count."""
+    held = limit.hold_output_tokens
+    if limit.unit is Unit.TOKENS and held >= limit.amount:
+        yield (
+            ERROR,
+            f"no request fits: {held} tokens are held for its output alone, of {limit.amount}",
+            "raise it, or lower hold_output_tokens",
+        )
+    if limit.unit is not Unit.USD:
+        return
+    only = limit.match.get("alias")
+    aliases = [a for name, a in subject.catalog.aliases.items() if only is None or name in only]
+    targets = sorted({target for alias in aliases for target in alias.targets}, key=str)
+    unpriced = [str(target) for target in targets if target not in subject.rates]
+    if unpriced:
+        more = f" and {len(unpriced) - 3} more" if len(unpriced) > 3 else ""
+        yield (
+            WARNING,
+            f"money spent at {', '.join(unpriced[:3])}{more} is not known: no price",
+            "add rows to prices/",
+        )
+    worst = {t: _worst(subject.rates[t], t, held, subject) for t in targets if t in subject.rates}
+    least = [cost(subject.rates[t], uncached=0, cached=0, output=held) for t in worst]
+    if least and min(least) > limit.amount:
+        price = f"${usd(min(least))} at the cheapest backend, of ${usd(limit.amount)}"
+        yield (
+            ERROR,
+            f"no request fits: {held} tokens of output cost {price}",
+            "raise it, or lower hold_output_tokens",
+        )
+    elif worst and max(worst.values()) > limit.amount:
+        dearest = max(worst, key=lambda target: worst[target])
+        price = f"${usd(worst[dearest])}, of ${usd(limit.amount)}"
+        yield (
+            WARNING,
+            f"one request may be more than all of it: the longest for {dearest} costs {price}",
+            "longer ones will be refused; raise it if that is not meant",
+        )
+
+
+def _worst(rates: Rates, target: Target, output: int, subject: Subject) -> int:
+    """What the longest prompt that a target takes costs, with `output` tokens of answer."""
+    backend: Backend = subject.catalog.backends[target.backend]
+    model = backend.models[target.model]
+    room = (model.context_tokens or 0) - output
+    prompt = min(room, model.prompt_tokens_max or room)
+    return cost(rates, uncached=max(0, prompt), cached=0, output=output)
+
+
+_CHECKS: tuple[Callable[[Subject], Iterator[Problem]], ...] = (
+    _clearances,
+    _stand_ins,
+    _two_groups,
+    _unpriced,
+    _stale,
+    _limits,
+)

@@ -1,0 +1,384 @@
+"""Lints of the routes: who gets there, who may serve them, and what never happens. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from gateway.domain.catalog import Alias, Backend, Catalog, Kind, Target
+from gateway.domain.decision import Decision, Exclusion, Facts, Rule
+from gateway.domain.request import Endpoint
+from gateway.policy.engine import Router
+from gateway.policy.language import By, Match, Metric, OwnCost, Route
+from gateway.policy.lint.subject import ERROR, NOTE, WARNING, Sheet, Subject
+from gateway.policy.reach import Reach, minutes, reach
+from gateway.policy.source import Path, Problem
+
+_OUTSIDE = 9999  # a bucket in no share but a whole one
+
+
+class Case(NamedTuple):
+    """The smallest request of an alias and class that gets to a route, decided."""
+
+    alias: str
+    rank: int
+    decision: Decision
+
+    @property
+    def eligible(self) -> tuple[Target, ...]:
+        return (*(candidate.target for candidate in self.decision.order), *self.decision.cut)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A route with what gets there and what the engine says of it."""
+
+    subject: Subject
+    path: Path
+    reach: Reach
+    cases: tuple[Case, ...]
+
+    @property
+    def route(self) -> Route:
+        return self.reach.route
+
+    @property
+    def sheet(self) -> Sheet:
+        return self.subject.policy_file
+
+    def backend(self, target: Target) -> Backend:
+        return self.subject.catalog.backends[target.backend]
+
+    def possible(self) -> tuple[Target, ...]:
+        """Every target that some request may go to here."""
+        return tuple(dict.fromkeys(target for case in self.cases for target in case.eligible))
+
+    def exclusions(self) -> Iterator[Exclusion]:
+        return (e for case in self.cases for e in case.decision.excluded)
+
+    def classes(self, ranks: Iterable[int]) -> str:
+        return ", ".join(self.subject.catalog.privacy_classes[rank] for rank in sorted(ranks))
+
+    def behaviour(self, name: str) -> Path:
+        """Where a behaviour of this route is written: at the route, or for the whole file."""
+        own: Path = (*self.path, "behaviour", name)
+        return own if own in self.sheet.places.value_at else ("behaviour", name)
+
+    def listed(self, *at: str) -> list[Any]:
+        """What the file lists there, in its order; nothing where it does not."""
+        value = self.sheet.value
+        for step in (*self.path, *at):
+            if isinstance(value, dict) and step not in value:
+                return []
+            value = value[step]
+        return list(value or ())
+
+    def tell(self, severity: str, at: Path, message: str, hint: str = "") -> Problem:
+        return self.sheet.tell(severity, (*self.path, *at), message, hint)
+
+
+def lint_routes(subject: Subject) -> Iterator[Problem]:
+    """All that is suspicious in the routing policy, and in the aliases it serves."""
+    looks = [
+        _look(subject, index, found)
+        for index, found in enumerate(reach(subject.policy, subject.catalog))
+    ]
+    for look in looks:
+        for check in _OF_A_ROUTE:
+            yield from check(look)
+    yield from _nobody(looks)
+    for alias in subject.catalog.aliases.values():
+        yield from _nobody_cleared(alias, subject)
+
+
+def _look(subject: Subject, index: int, found: Reach) -> Look:
+    route = found.route
+    last = index == len(subject.policy.routes) - 1
+    combinations = found.combinations()
+    aliases = {name: subject.catalog.aliases[name] for name in combinations}
+    router = Router.build(
+        replace(subject.policy, routes=(replace(route, match=Match()),)),
+        replace(subject.catalog, aliases=aliases),
+        subject.rates,
+    )
+    cases = tuple(
+        Case(name, rank, router.decide(_smallest(subject.catalog, aliases[name], rank, route), {}))
+        for name, ranks in sorted(combinations.items())
+        for rank in sorted(ranks)
+    )
+    return Look(subject, ("default",) if last else ("routes", index), found, cases)
+
+
+def _smallest(catalog: Catalog, alias: Alias, rank: int, route: Route) -> Facts:
+    """The request of `alias` and class `rank` that gets to `route` and asks least of a backend."""
+    served = {
+        e for t in alias.targets for e in catalog.backends[t.backend].models[t.model].endpoints
+    }
+    usual = next(endpoint for endpoint in Endpoint if endpoint in served)
+    return Facts(
+        alias=alias.name,
+        endpoint=route.match.endpoint or usual,
+        privacy=rank,
+        needs=route.match.needs,
+        prompt_tokens=max(1, route.match.prompt_tokens_min or 0),
+        output_tokens=1,
+        stream=route.match.stream is not False,
+        bucket=_OUTSIDE,
+    )
+
+
+# --- routes -----------------------------------------------------------------------------------
+
+
+def _unreachable(look: Look) -> Iterator[Problem]:
+    match = look.route.match
+    if match.window is not None and not minutes(match.window):
+        yield look.tell(ERROR, ("match", "window"), "a window that never opens", "give it days")
+        return
+    earlier = " and ".join(f"'{name}'" for name in look.reach.before[-3:])
+    if not look.reach.boxes and look.path != ("default",):
+        yield look.tell(
+            ERROR,
+            ("name",),
+            f"never reached: {earlier} before it take all that it fits",
+            "move it up, or narrow those",
+        )
+        return
+    here = look.reach.combinations()
+    for index, alias in enumerate(look.listed("match", "aliases")):
+        if alias not in here:
+            yield look.tell(
+                WARNING,
+                ("match", "aliases", index),
+                f"no request for '{alias}' gets here",
+                f"{earlier} before it take them" if earlier else "its privacy floor is above",
+            )
+
+
+def _dead_names(look: Look) -> Iterator[Problem]:
+    """Tiers, canaries and shadows that can never be used: what a fallback outside a class is."""
+    if not look.reach.boxes:
+        return
+    route, possible = look.route, look.possible()
+    for tier, names in enumerate(look.listed("prefer")):
+        for index, name in enumerate(names):
+            if not any(_named(name, t, look) for t in possible):
+                kind = name in {k.value for k in Kind}
+                yield look.tell(
+                    NOTE if kind else WARNING,
+                    ("prefer", tier, index),
+                    f"{name} is never used here: {_why_dead(name, look)}",
+                )
+    for name in sorted(route.canary.backends if route.canary else ()):
+        if not any(_named(name, t, look) for t in possible):
+            yield look.tell(
+                ERROR,
+                ("canary", "backends"),
+                f"{name} never gets its share: {_why_dead(name, look)}",
+            )
+    if route.shadow is not None:
+        by_policy = {e.target for e in look.exclusions() if e.rule is Rule.POLICY}
+        if not any(t.backend == route.shadow.backend for t in (*possible, *by_policy)):
+            name = route.shadow.backend
+            yield look.tell(
+                ERROR,
+                ("shadow", "backend"),
+                f"{name} never gets its copies: {_why_dead(name, look)}",
+            )
+
+
+def _named(name: str, target: Target, look: Look) -> bool:
+    return name in (target.backend, look.backend(target).kind.value)
+
+
+def _why_dead(name: str, look: Look) -> str:
+    """Why nothing of a backend or kind is ever eligible at a route."""
+    of_it = [e for e in look.exclusions() if _named(name, e.target, look)]
+    if not of_it:
+        return "no alias that gets here has a target there"
+    rules = {e.rule for e in of_it}
+    if rules == {Rule.PRIVACY}:
+        classes = look.subject.catalog.privacy_classes
+        best = max(look.backend(e.target).clearance for e in of_it)
+        least = min(case.rank for case in look.cases)
+        return (
+            f"cleared for {classes[best]} at most, and what gets here is {classes[least]} or more"
+        )
+    first = of_it[0]
+    others = ", ".join(sorted(rule.value for rule in rules - {first.rule}))
+    return f"{first.rule.value}, {first.detail}" + (f"; also {others}" if others else "")
+
+
+def _prices(look: Look) -> Iterator[Problem]:
+    route, rates = look.route, look.subject.rates
+    unknown = {e.target for e in look.exclusions() if e.rule is Rule.PRICE_UNKNOWN}
+    if unknown:
+        yield look.tell(
+            WARNING,
+            ("price_max_usd",),
+            f"keeps out {_listed(unknown)}: no price is known on {look.subject.today}",
+            "add a row to prices/",
+        )
+    if route.by not in (By.CHEAPEST, By.MIX):
+        return
+    compared = {t for case in look.cases for t in _rivals(case, look)}
+    unpriced = {
+        target
+        for target in compared - set(rates)
+        if not (
+            route.own_cost is OwnCost.MARGINAL and look.backend(target).kind is Kind.SELF_HOSTED
+        )
+    }
+    if unpriced:
+        yield look.tell(
+            WARNING,
+            ("by",),
+            f"sorts {_listed(unpriced)} last for want of a price",
+            "add a row to prices/, or say own_cost: marginal for machines of your own",
+        )
+
+
+def _rivals(case: Case, look: Look) -> Iterator[Target]:
+    """The eligible targets of a case that are not alone in their tier."""
+    tiers: dict[int, list[Target]] = {}
+    for target in case.eligible:
+        tiers.setdefault(_tier(look.route, look.backend(target)), []).append(target)
+    return (target for tier in tiers.values() if len(tier) > 1 for target in tier)
+
+
+def _tier(route: Route, backend: Backend) -> int:
+    names = {backend.name, backend.kind.value}
+    found = [index for index, tier in enumerate(route.prefer) if tier & names]
+    return found[0] if found else len(route.prefer)
+
+
+def _terms(look: Look) -> Iterator[Problem]:
+    """Who can never meet what a route requires: most often because nobody wrote it down."""
+    out: dict[str, set[str]] = {}
+    for exclusion in look.exclusions():
+        if exclusion.rule is Rule.TERMS and exclusion.target not in look.possible():
+            out.setdefault(exclusion.detail, set()).add(exclusion.target.backend)
+    for detail, backends in sorted(out.items()):
+        yield look.tell(NOTE, ("require",), f"keeps out {', '.join(sorted(backends))}: {detail}")
+
+
+def _hedges(look: Look) -> Iterator[Problem]:
+    behaviour = look.route.behaviour
+    if behaviour.hedge is None:
+        return
+    at = look.behaviour("hedge")
+    if min(behaviour.attempts_max, behaviour.backends_max) < 2:
+        yield look.sheet.tell(
+            ERROR, at, "a hedge needs a second attempt", "raise attempts_max and backends_max"
+        )
+        return
+    backends: dict[str, int] = {}
+    for case in look.cases:
+        several = len({target.backend for target in case.eligible})
+        backends[case.alias] = max(backends.get(case.alias, 0), several)
+    alone = sorted(alias for alias, count in backends.items() if count == 1)
+    if alone:
+        yield look.sheet.tell(
+            WARNING, at, f"nobody to hedge with for {', '.join(alone)}: one backend each"
+        )
+
+
+def _slos(look: Look) -> Iterator[Problem]:
+    bounds = [look.backend(target).limits for target in look.possible()]
+    endpoints = {
+        endpoint
+        for target in look.possible()
+        for endpoint in look.backend(target).models[target.model].endpoints
+    }
+    for index, slo in enumerate(look.route.slos):
+        first = {limit.first_chunk_ms_max for limit in bounds}
+        if slo.metric is Metric.TTFT and first and slo.ms_max >= max(first):
+            yield look.tell(
+                WARNING,
+                ("slo", index),
+                f"never missed: every backend is given up on after {max(first)} ms",
+                "lower it",
+            )
+        if slo.metric is Metric.TPOT and endpoints == {Endpoint.EMBEDDINGS}:
+            yield look.tell(WARNING, ("slo", index), "embeddings have no time per output token")
+
+
+def _shares(look: Look) -> Iterator[Problem]:
+    for name in ("canary", "shadow"):
+        part = getattr(look.route, name)
+        if part is not None and not part.share:
+            yield look.tell(ERROR, (name, "share"), "a share of 0 is nothing", f"leave {name} out")
+
+
+_OF_A_ROUTE: tuple[Callable[[Look], Iterator[Problem]], ...] = (
+    _unreachable,
+    _dead_names,
+    _prices,
+    _terms,
+    _hedges,
+    _slos,
+    _shares,
+)
+
+# --- aliases and classes ----------------------------------------------------------------------
+
+
+def _nobody(looks: list[Look]) -> Iterator[Problem]:
+    """Aliases and classes that get refused, and no test says that they should be."""
+    served = {case.alias for look in looks for case in look.cases if case.eligible}
+    for look in looks:
+        refused: dict[tuple[str, str], set[int]] = {}
+        for case in look.cases:
+            if not case.eligible and case.rank <= _cleared(case.alias, look.subject):
+                refused.setdefault((case.alias, _reasons(case.decision)), set()).add(case.rank)
+        for (alias, reasons), ranks in sorted(refused.items()):
+            meant = [rank for name, rank in look.subject.refusals if name == alias]
+            missing = {rank for rank in ranks if not any(rank >= least for least in meant)}
+            if missing:
+                yield look.tell(
+                    WARNING if alias in served or meant else ERROR,
+                    (),
+                    f"nobody may serve '{alias}' as {look.classes(missing)}: {reasons}",
+                    "let somebody, or say in a test that it is refused",
+                )
+
+
+def _nobody_cleared(alias: Alias, subject: Subject) -> Iterator[Problem]:
+    """Classes of an alias that no policy could serve: the catalog's doing."""
+    catalog, best = subject.catalog_file, _cleared(alias.name, subject)
+    ranks = range(max(best + 1, alias.privacy_floor), len(subject.catalog.privacy_classes))
+    if not ranks:
+        return
+    names = ", ".join(subject.catalog.privacy_classes[rank] for rank in ranks)
+    path: Path = ("aliases", alias.name, "targets")
+    if best < 0:
+        yield catalog.tell(WARNING, path, "all of them are switched off", "set enabled: true")
+    else:
+        cleared = subject.catalog.privacy_classes[best]
+        yield catalog.tell(
+            NOTE, path, f"nobody may serve {names}: cleared for {cleared} at most", ""
+        )
+
+
+def _cleared(alias: str, subject: Subject) -> int:
+    """The highest class that some target of an alias may get, -1 if all are switched off."""
+    catalog = subject.catalog
+    backends = (catalog.backends[target.backend] for target in catalog.aliases[alias].targets)
+    return max((backend.clearance for backend in backends if backend.configured), default=-1)
+
+
+def _reasons(decision: Decision) -> str:
+    """The exclusions, grouped by rule and figures."""
+    grouped: dict[str, list[str]] = {}
+    for exclusion in decision.excluded:
+        grouped.setdefault(f"{exclusion.rule.value} ({exclusion.detail})", []).append(
+            exclusion.target.backend
+        )
+    return "; ".join(f"{', '.join(names)}: {why}" for why, names in grouped.items())
+
+
+def _listed(targets: Iterable[Target]) -> str:
+    names = sorted(map(str, targets))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
