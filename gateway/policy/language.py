@@ -1,35 +1,31 @@
-"""`policies/routing/*.yaml`: the language a routing policy is written in. Pure.
+"""The language a routing policy is written in, as frozen types. Pure.
 
-    behaviour   how hard to try: attempts, backends, affinity
+    behaviour   how hard to try: attempts, backends, affinity, retries, timeouts, hedge, spill
     routes      in order; the first whose `match` fits a request decides how it is routed
     default     for all other requests
 
-A route sorts candidates, it never adds one: they come from the alias. `prefer` is a list of tiers
-(kinds or backend names) tried in order; what is in no tier comes last, or not at all with `only`.
-`by` orders inside a tier. Privacy, capability, context and health are no matter of policy: they
-are filtered before and cannot be switched off here.
+A route sorts candidates and takes some away, it never adds one: they come from the alias. `prefer`
+is a list of tiers (kinds or backend names) tried in order; what is in no tier comes last, or not
+at all with `only`. `by` orders inside a tier. `require` and `price_max_usd` are hard, `slo` is
+soft. Privacy, capability, context and health are no matter of policy: they are filtered before and
+cannot be switched off here.
 
-Owns: the schema and the frozen Policy. Knows nothing of what was observed; `engine` applies it.
-Names (aliases, backends, classes) are resolved against a catalog at load. To extend the language,
-add a field to the schema with a default that means what was before, and carry it to the dataclass.
+Owns what a policy can say. How it is written in a file is `routing_schema`'s, how a file becomes a
+Policy `routing_file`'s (only who reads files needs pydantic), and `engine` applies it. Knows
+nothing of what was observed. To extend the language, add a field here with a default that means
+what was before, its key to the schema, and carry it over in `routing_file`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import AfterValidator, Field, WithJsonSchema
-
-from gateway.domain.catalog import Catalog, Kind
-from gateway.domain.money import NANO_PER_USD
+from gateway.domain.catalog import Catalog
 from gateway.domain.request import Capability, Endpoint
 from gateway.policy.expressions import Expression
-from gateway.policy.source import Findings, Path, Strict, digest, json_schema, nearest, read
 
 DEFAULT_ROUTE = "default"
 
@@ -134,8 +130,8 @@ class Behaviour:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """A time of the week in a zone. `days`: 0 is Monday. Minutes of the day; an end that is not
-    after the start lies on the next day."""
+    """A time of the week in a zone. `days`: 0 is Monday. Minutes of the day (the end up to 1440);
+    an end that is not after the start lies on the next day."""
 
     zone: str
     days: frozenset[int]
@@ -259,207 +255,19 @@ class Policy:
 
 # --- the file ---------------------------------------------------------------------------------
 
-_PRICE = re.compile(r"(0|[1-9][0-9]{0,6})(\.[0-9]{1,9})?")
-_NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
-
-
-def _price(text: str) -> str:
-    if not _PRICE.fullmatch(text) or not Decimal(text):
-        raise ValueError(f"'{text}' is not an amount; write dollars in quotes, like \"0.05\"")
-    return text
-
-
-Dollars = Annotated[
-    str,
-    AfterValidator(_price),
-    WithJsonSchema({"type": "string", "pattern": f"^{_PRICE.pattern}$", "examples": ["0.05"]}),
-]
-Tokens = Annotated[int, Field(ge=0, le=100_000_000)]
-
-
-class AffinityFile(Strict):
-    """Stay with the backend that holds the conversation's KV cache."""
-
-    idle_s: int = Field(default=600, ge=1, le=86_400, description="Forgotten after so long.")
-    cost_ratio_max: float | None = Field(
-        default=None,
-        ge=1,
-        le=1000,
-        description="Hold on, also across tiers, while it costs at most so many times the best.",
-    )
-
-
-class BehaviourFile(Strict):
-    """How hard to try."""
-
-    attempts_max: int = Field(default=3, ge=1, le=10, description="Attempts of one request.")
-    backends_max: int = Field(default=2, ge=1, le=10, description="Backends among them.")
-    affinity: AffinityFile | None = Field(default=None, description="Left out: no affinity.")
-
-
-class MatchFile(Strict):
-    """All that is given must fit."""
-
-    aliases: list[str] | None = Field(default=None, min_length=1, max_length=1000)
-    endpoint: Endpoint | None = None
-    privacy_at_least: str | None = None
-    privacy_at_most: str | None = None
-    stream: bool | None = None
-    needs: frozenset[Capability] = Field(default=frozenset(), description="All of these.")
-    prompt_tokens_min: Tokens | None = None
-    prompt_tokens_max: Tokens | None = None
-
-
-class ChoiceFile(Strict):
-    """How to choose among an alias's targets."""
-
-    prefer: list[Annotated[list[str], Field(min_length=1)]] = Field(
-        default=[],
-        max_length=50,
-        description="Tiers of kinds (self_hosted, managed, closed_api) or backends, best first.",
-    )
-    by: Literal["order", "cheapest", "fastest"] = Field(
-        default="order", description="Inside a tier."
-    )
-    only: bool = Field(default=False, description="Never use what is in no tier.")
-    price_max_usd: Dollars | None = Field(
-        default=None, description="Predicted cost of one request, hard; unknown prices are out."
-    )
-
-
-class RouteFile(ChoiceFile):
-    """How one kind of request is routed."""
-
-    name: str = Field(pattern=_NAME)
-    match: MatchFile
-
-
-class PolicyFile(Strict):
-    """A routing policy."""
-
-    version: Literal[1]
-    name: str = Field(pattern=_NAME, description="As the file is called.")
-    description: str = Field(default="", max_length=1000, description="Whom it is for.")
-    behaviour: BehaviourFile = BehaviourFile()
-    routes: list[RouteFile] = Field(default=[], max_length=1000)
-    default: ChoiceFile
-
 
 def load_policy(
-    text: str,
-    *,
-    source: str,
-    catalog: Catalog,
-    limits: frozenset[str] = frozenset(),  # noqa: ARG001
+    text: str, *, source: str, catalog: Catalog, limits: frozenset[str] = frozenset()
 ) -> Policy:
     """The file as a Policy, its names resolved in `catalog` and `limits`. Raises ConfigErrors."""
-    file, findings = read(PolicyFile, text, source)
-    names: set[str] = {DEFAULT_ROUTE}
-    for index, route in enumerate(file.routes):
-        path: Path = ("routes", index)
-        if route.name in names:
-            findings.problem((*path, "name"), f"a second route named '{route.name}'")
-        names.add(route.name)
-        _check_match(route.match, (*path, "match"), catalog, findings)
-        _check_choice(route, path, catalog, findings)
-    _check_choice(file.default, ("default",), catalog, findings)
-    findings.raise_if_any()
-    behaviour = _behaviour(file.behaviour)
-    return Policy(
-        name=file.name,
-        description=file.description,
-        behaviour=behaviour,
-        routes=(
-            *(
-                _route(route.name, route, _match(route.match, catalog), behaviour)
-                for route in file.routes
-            ),
-            _route(DEFAULT_ROUTE, file.default, Match(), behaviour),
-        ),
-        digest=digest(file),
-    )
+    from gateway.policy.routing_file import load
+
+    return load(text, source=source, catalog=catalog, limits=limits)
 
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of the file."""
+    from gateway.policy.routing_schema import PolicyFile
+    from gateway.policy.source import json_schema
+
     return json_schema(PolicyFile, "Weighbridge routing policy")
-
-
-def _check_match(match: MatchFile, path: Path, catalog: Catalog, findings: Findings) -> None:
-    if not match.model_fields_set:
-        findings.problem(path, "matches every request, so no later route is reached", "use default")
-    for index, alias in enumerate(match.aliases or ()):
-        if alias not in catalog.aliases:
-            findings.problem(
-                (*path, "aliases", index), f"no alias '{alias}'", nearest(alias, catalog.aliases)
-            )
-    classes = catalog.privacy_classes
-    for bound in ("privacy_at_least", "privacy_at_most"):
-        name = getattr(match, bound)
-        if name is not None and name not in classes:
-            findings.problem(
-                (*path, bound), f"unknown privacy class '{name}'", nearest(name, classes)
-            )
-            return
-    least, most = _rank(match.privacy_at_least, classes), _rank(match.privacy_at_most, classes)
-    if least is not None and most is not None and least > most:
-        findings.problem((*path, "privacy_at_most"), "is below privacy_at_least: nothing matches")
-    low, high = match.prompt_tokens_min, match.prompt_tokens_max
-    if low is not None and high is not None and low > high:
-        findings.problem((*path, "prompt_tokens_max"), "is below prompt_tokens_min")
-
-
-def _check_choice(choice: ChoiceFile, path: Path, catalog: Catalog, findings: Findings) -> None:
-    known = [*Kind, *catalog.backends]
-    seen: set[str] = set()
-    for tier, names in enumerate(choice.prefer):
-        for index, name in enumerate(names):
-            at = (*path, "prefer", tier, index)
-            if name not in known:
-                findings.problem(at, f"no kind or backend '{name}'", nearest(name, known))
-            if name in seen:
-                findings.problem(at, f"'{name}' is in two tiers; the first counts")
-            seen.add(name)
-    if choice.only and not choice.prefer:
-        findings.problem((*path, "only"), "without prefer nothing is left", key=True)
-
-
-def _rank(name: str | None, classes: tuple[str, ...]) -> int | None:
-    return None if name is None else classes.index(name)
-
-
-def _behaviour(file: BehaviourFile) -> Behaviour:
-    affinity = None
-    if file.affinity is not None:
-        affinity = Affinity(
-            idle_s=file.affinity.idle_s, cost_ratio_max=file.affinity.cost_ratio_max
-        )
-    return Behaviour(
-        attempts_max=file.attempts_max, backends_max=file.backends_max, affinity=affinity
-    )
-
-
-def _match(file: MatchFile, catalog: Catalog) -> Match:
-    return Match(
-        aliases=None if file.aliases is None else frozenset(file.aliases),
-        endpoint=file.endpoint,
-        privacy_at_least=_rank(file.privacy_at_least, catalog.privacy_classes),
-        privacy_at_most=_rank(file.privacy_at_most, catalog.privacy_classes),
-        stream=file.stream,
-        needs=file.needs,
-        prompt_tokens_min=file.prompt_tokens_min,
-        prompt_tokens_max=file.prompt_tokens_max,
-    )
-
-
-def _route(name: str, file: ChoiceFile, match: Match, behaviour: Behaviour) -> Route:
-    price = file.price_max_usd
-    return Route(
-        name=name,
-        match=match,
-        prefer=tuple(map(frozenset, file.prefer)),
-        by=By(file.by),
-        only=file.only,
-        price_max_nano_usd=None if price is None else int(Decimal(price) * NANO_PER_USD),
-        behaviour=behaviour,
-    )
