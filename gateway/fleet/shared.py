@@ -6,21 +6,21 @@ within 200 ms. Clocks of nodes need not agree: only what is left travels.
 
 Nothing depends on it: while the board is away each worker goes by what it saw itself, and no
 failure here reaches a request. `RedisBoard` is for all nodes; `LocalBoard`, for workers of one host
-without Redis, is a folder (`tests/contract/test_boards.py` holds both to one contract).
+without Redis, is a file (`tests/contract/test_boards.py` holds both to one contract).
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
+import fcntl
 import logging
-import os
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote, unquote
+
+import orjson
 
 from gateway.fleet.breaker import OPEN_S_MIN
 from gateway.fleet.canary import Canaries
@@ -111,67 +111,59 @@ class RedisBoard:
 
 
 class LocalBoard:
-    """A folder with a file for each notice, named by it: "when it ends, how long it was to hold".
+    """One small file of all notices, "when it ends, how long it was to hold" for each.
 
-    A file is replaced whole, so a reader sees an old one or a new one. Wall-clock time, for a
-    taken-back canary stays so over restarts; where the clock was set back, a notice that would
-    hold longer than it was ever to hold is dropped.
+    Written under a lock and replaced whole, so a reader sees the old one or the new one. Wall-clock
+    time, for a canary that was taken back stays so over restarts; where the clock was set back, a
+    notice that would hold longer than it was ever to hold is dropped.
     """
 
-    def __init__(self, folder: Path, clock: Clock) -> None:
-        self._folder = folder
+    def __init__(self, file: Path, clock: Clock) -> None:
+        self._file = file
         self._wall = clock.wall
-        self._numbers = itertools.count()
         self._failing = False
 
     def tell(self, kind: Kind, subject: str, seconds: float) -> None:
         try:
-            self._put(self._folder / quote(f"{kind} {subject}", safe=" "), seconds)
+            self._put(f"{kind} {subject}", seconds)
             self._failing = False
         except OSError as error:
             if not self._failing:
                 log.warning("other workers cannot be told of what this one sees: %s", error)
             self._failing = True
 
-    def _put(self, file: Path, seconds: float) -> None:
-        now = self._wall()
-        left = self._left(file, now)
-        if left is None or left < seconds:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            draft = self._folder / f".{os.getpid()}-{next(self._numbers)}"
-            draft.write_text(f"{now + seconds:.3f} {seconds:.3f}")
-            draft.replace(file)
+    def _put(self, field: str, seconds: float) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.with_suffix(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # held for the next five lines
+            now = self._wall()
+            notices = self._standing(now)
+            if notices.get(field, (now, 0.0))[0] < now + seconds:
+                notices[field] = (now + seconds, seconds)
+                draft = self._file.with_suffix(".draft")
+                draft.write_bytes(orjson.dumps(notices))
+                draft.replace(self._file)
 
     async def read(self) -> Notices:
+        now = self._wall()
         try:
-            return self._all()
+            standing = self._standing(now)
         except OSError as error:
             raise BoardAway(str(error)) from error
+        fields = ((*field.partition(" "), ends) for field, (ends, _) in standing.items())
+        return {(kind, subject): ends - now for kind, _, subject, ends in fields}
 
-    def _all(self) -> Notices:
-        now, found = self._wall(), {}
-        if not self._folder.exists():
-            return {}
-        for name in os.listdir(self._folder):  # noqa: PTH208 — ten times a second: a third of iterdir
-            if name.startswith("."):
-                continue
-            left = self._left(self._folder / name, now)
-            if left is None:  # one put up this moment is lost with it, and told at the next 429
-                (self._folder / name).unlink(missing_ok=True)
-            else:
-                kind, _, subject = unquote(name).partition(" ")
-                found[kind, subject] = left
-        return found
-
-    @staticmethod
-    def _left(file: Path, now: float) -> float | None:
-        """Seconds left of a notice; None if there is none, or none that makes sense."""
+    def _standing(self, now: float) -> dict[str, tuple[float, float]]:
+        """What still holds; nothing of a file that makes no sense."""
         try:
-            ends, whole = map(float, file.read_text().split())
-        except (FileNotFoundError, ValueError):
-            return None
-        left = ends - now
-        return left if 0 < left <= whole + 1.0 else None
+            notices = orjson.loads(self._file.read_bytes())
+            return {
+                field: (ends, whole)
+                for field, (ends, whole) in notices.items()
+                if 0 < ends - now <= whole + 1.0
+            }
+        except (FileNotFoundError, ValueError, TypeError, AttributeError):
+            return {}
 
 
 async def share_forever(

@@ -1,4 +1,4 @@
-"""Boards: a folder and Redis keep one contract; workers that share one act as one."""
+"""Boards: a file and Redis keep one contract; workers that share one act as one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def boards(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
     async def make() -> Board:
         if request.param == "local":
-            return LocalBoard(tmp_path / "board", SystemClock())
+            return LocalBoard(tmp_path / "board.json", SystemClock())
         link = RedisLink(request.getfixturevalue("redis_url"), timeout_s=5.0)
         await link.connect()
         links.append(link)
@@ -192,11 +192,11 @@ async def test_while_redis_is_down_there_is_no_board_and_telling_is_silent() -> 
     await link.aclose()
 
 
-async def test_a_folder_that_cannot_be_written_is_said_once(
+async def test_a_file_that_cannot_be_written_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "board").write_text("a file in its place")
-    board = LocalBoard(tmp_path / "board", ManualClock())
+    (tmp_path / "home").write_text("a file in place of the folder")
+    board = LocalBoard(tmp_path / "home" / "board.json", ManualClock())
     board.tell(Kind.COOLED, "a", 1.0)
     board.tell(Kind.COOLED, "a", 1.0)
     assert len(caplog.records) == 1
@@ -206,10 +206,24 @@ async def test_a_folder_that_cannot_be_written_is_said_once(
 
 async def test_a_clock_set_back_does_not_make_a_notice_hold_for_hours(tmp_path: Path) -> None:
     clock = ManualClock()
-    board = LocalBoard(tmp_path / "board", clock)
+    board = LocalBoard(tmp_path / "board.json", clock)
     board.tell(Kind.COOLED, "a", 60.0)
-    (tmp_path / "board" / "cooled damaged").write_text("not a notice")
     assert await board.read() == {("cooled", "a"): 60.0}
     clock.advance(-3600)
     assert await board.read() == {}
-    assert list((tmp_path / "board").iterdir()) == []
+    board.tell(Kind.COOLED, "b", 60.0)
+    clock.advance(3600)
+    assert await board.read() == {}
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"", b"{", b"[1]", b'{"cooled a": 5}', b'{"cooled a": ["x", 1]}']
+)
+async def test_a_damaged_file_is_an_empty_board_and_is_mended(
+    tmp_path: Path, damaged: bytes
+) -> None:
+    (tmp_path / "board.json").write_bytes(damaged)
+    board = LocalBoard(tmp_path / "board.json", ManualClock())
+    assert await board.read() == {}
+    board.tell(Kind.COOLED, "a", 60.0)
+    assert await board.read() == {("cooled", "a"): 60.0}
