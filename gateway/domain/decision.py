@@ -45,7 +45,8 @@ class Facts:
     detectors). `prompt_tokens` is an estimate, `output_tokens` the expected output and
     `cached_tokens` the part of the prompt expected in the pinned target's cache. `at_us` is the
     arrival, microseconds since the Unix epoch (UTC). `spent` names the limits that are used up and
-    ask for another route instead of a refusal, `reverted` the routes whose canary was taken back.
+    ask for another route instead of a refusal; `priced_only` is set where a hard budget counts the
+    request, so that an unknown price is no candidate. `reverted`: routes whose canary was taken back.
     `pinned` is the target the session last used, `incumbent` what this alias last went to.
     `bucket` (0..9999) is stable for a session: it decides who is in a share (canary).
     `tie_break` orders equals, derived from the request id so that load spreads and replays agree.
@@ -63,6 +64,7 @@ class Facts:
     tags: Mapping[str, str] = field(default_factory=dict)
     at_us: int = 0
     spent: frozenset[str] = frozenset()
+    priced_only: bool = False
     reverted: frozenset[str] = frozenset()
     pinned: Target | None = None
     incumbent: Target | None = None
@@ -224,6 +226,8 @@ def _facts_out(facts: Facts) -> dict[str, object]:
         out["cached_tokens"] = facts.cached_tokens
     if facts.spent:
         out["spent"] = sorted(facts.spent)
+    if facts.priced_only:
+        out["priced_only"] = True
     if facts.reverted:
         out["reverted"] = sorted(facts.reverted)
     if facts.pinned is not None:
@@ -247,6 +251,7 @@ def _facts_in(given: Mapping[str, Any]) -> Facts:
         tags=given.get("tags", {}),
         at_us=given.get("at_us", 0),
         spent=frozenset(given.get("spent", ())),
+        priced_only=given.get("priced_only", False),
         reverted=frozenset(given.get("reverted", ())),
         pinned=_target(given.get("pinned")),
         incumbent=_target(given.get("incumbent")),
