@@ -8,6 +8,8 @@ Redis 6.2.
 INVARIANTS: a command waits at most `timeout_s`, then every command in flight fails and the
 connection is dropped (replies are matched by order, so a late one would answer the wrong
 question). While down, commands fail at once, without waiting: a slow Redis is worse than none.
+A command is on its way when `command` or `send` returns: two issued before the first is awaited
+share a round trip. What is sent first is answered first.
 """
 
 from __future__ import annotations
@@ -16,14 +18,14 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import hiredis
 
 from gateway.runtime import TaskOwner
 
 RECONNECT_S_MIN = 0.2
-RECONNECT_S_MAX = 5.0
+RECONNECT_S_MAX = 1.0
 
 
 class RedisDown(Exception):
@@ -34,8 +36,21 @@ class RedisReplyError(Exception):
     """Redis answered with an error."""
 
 
+class Waiter(Protocol):
+    """Who hears the reply to a command, or why there is none. A Future is one."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, reply: Any, /) -> None: ...
+
+    def set_exception(self, error: Any, /) -> None: ...
+
+
 class RedisLink(asyncio.Protocol):
-    """One pipelined connection. Use from one event loop only."""
+    """One pipelined connection. Use from one event loop only.
+
+    `on_ready` is called at each new connection before any caller's command leaves on it.
+    """
 
     def __init__(self, url: str, *, timeout_s: float) -> None:
         from redis.asyncio.connection import parse_url  # 0.2 s that nobody without Redis pays
@@ -45,32 +60,39 @@ class RedisLink(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
         self._outgoing: list[bytes] = []
-        self._waiting: deque[asyncio.Future[Any] | None] = deque()
+        self._waiting: deque[Waiter | None] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._answered_at = 0.0
         self._closing = False
+        self._mending = False
+        self.on_ready: list[Callable[[], None]] = []
         self._tasks = TaskOwner("redis")
         self.ready = False
         self.failures = 0
 
     # --- for callers -----------------------------------------------------------------------
 
-    async def command(self, *parts: str | bytes | int) -> Any:
-        """Send one command and wait for its reply.
+    def command(self, *parts: str | bytes | int) -> asyncio.Future[Any]:
+        """Send one command; what is returned waits for its reply.
 
-        Raises RedisDown when there is no connection or no answer in time, RedisReplyError when
-        Redis refuses.
+        Waiting raises RedisDown when there is no connection or no answer in time, RedisReplyError
+        when Redis refuses.
         """
-        if not self.ready:
-            raise RedisDown("no connection to Redis")
-        future = self._loop.create_future()
-        self._enqueue(parts, future)
-        return await future
-
-    def send(self, *parts: str | bytes | int) -> None:
-        """Send one command and let its reply go by. Does nothing while Redis is down."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self.ready:
-            self._enqueue(parts, None)
+            self._enqueue(parts, future)
+        else:
+            future.set_exception(RedisDown("no connection to Redis"))
+        return future
+
+    def send(self, *parts: str | bytes | int, waiter: Waiter | None = None) -> bool:
+        """Send one command and go on; `waiter` hears the reply, or the loss of the connection.
+
+        False, and nothing is done, while Redis is down.
+        """
+        if self.ready:
+            self._enqueue(parts, waiter)
+        return self.ready
 
     async def connect(self) -> None:
         """Connect once. Raises RedisDown with the reason; later losses are mended by themselves."""
@@ -121,6 +143,8 @@ class RedisLink(asyncio.Protocol):
             await self._greet("SELECT", int(where["db"]))
         await self._greet("PING")
         self.ready = True
+        for call in self.on_ready:
+            call()
 
     async def _greet(self, *parts: str | int) -> None:
         future = self._loop.create_future()
@@ -128,6 +152,7 @@ class RedisLink(asyncio.Protocol):
         await future
 
     async def _reconnect(self) -> None:
+        self._mending = True
         pause = RECONNECT_S_MIN
         while not self._closing and not self.ready:
             await asyncio.sleep(pause)
@@ -136,16 +161,15 @@ class RedisLink(asyncio.Protocol):
                 await self.connect()
             except RedisDown:
                 continue
+        self._mending = False
 
-    def _enqueue(
-        self, parts: tuple[str | bytes | int, ...], future: asyncio.Future[Any] | None
-    ) -> None:
+    def _enqueue(self, parts: tuple[str | bytes | int, ...], waiter: Waiter | None) -> None:
         if not self._waiting:
             self._answered_at = self._loop.time()  # nothing was owed: patience starts now
         if not self._outgoing:
             self._loop.call_soon(self._flush)
         self._outgoing.append(hiredis.pack_command(parts))  # type: ignore[arg-type]
-        self._waiting.append(future)
+        self._waiting.append(waiter)
 
     def _flush(self) -> None:
         if not self._outgoing or self._transport is None:
@@ -177,7 +201,7 @@ class RedisLink(asyncio.Protocol):
         for future in waiting:
             if future is not None and not future.done():
                 future.set_exception(error)
-        if transport is not None and not self._closing and not len(self._tasks):
+        if transport is not None and not self._closing and not self._mending:
             self._tasks.start(self._reconnect(), "reconnect")
 
     # --- asyncio.Protocol ------------------------------------------------------------------

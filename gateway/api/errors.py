@@ -29,6 +29,8 @@ TABLE: dict[type[e.GatewayError], tuple[int, str]] = {
     e.NotFound: (404, "invalid_request_error"),
     e.MethodNotAllowed: (405, "invalid_request_error"),
     e.NoEligibleBackend: (503, "server_error"),
+    e.RateLimited: (429, "rate_limit_error"),
+    e.BudgetSpent: (429, "insufficient_quota"),
     e.Overloaded: (503, "server_error"),
     e.StoreUnavailable: (503, "server_error"),
     e.UpstreamError: (502, "upstream_error"),
@@ -42,6 +44,9 @@ TABLE: dict[type[e.GatewayError], tuple[int, str]] = {
     e.InternalError: (500, "server_error"),
     e.ClearanceViolated: (500, "server_error"),
 }
+
+# SDKs wait no longer than this; told of more, they would try at once and again.
+RETRY_AFTER_S_MAX = 60.0
 
 
 def status_of(error: e.GatewayError) -> int:
@@ -62,8 +67,8 @@ def error_object(error: e.GatewayError) -> dict[str, Any]:
     upstream_code = (
         error.upstream_code if isinstance(error, e.UpstreamRejected | e.UpstreamBusy) else None
     )
-    kind = TABLE[type(error)][1]
-    if status_of(error) == 429:
+    status, kind = TABLE[type(error)]
+    if status != 429 and status_of(error) == 429:
         kind = "rate_limit_error"
     return {
         "error": {
@@ -88,6 +93,9 @@ def retry_after_s(error: e.GatewayError) -> float | None:
     """The smallest honest time to wait, in seconds; None where waiting will not help."""
     if isinstance(error, e.NoEligibleBackend | e.Overloaded):
         return error.retry_after_s
+    if isinstance(error, e.RateLimited | e.BudgetSpent):
+        wait = error.retry_after_s
+        return None if wait is None or wait > RETRY_AFTER_S_MAX else wait
     if isinstance(error, e.UpstreamError):
         return error.retry_after_s
     if isinstance(error, e.AllAttemptsFailed):
@@ -106,7 +114,9 @@ def error_headers(error: e.GatewayError) -> Sequence[tuple[bytes, bytes]]:
     if wait is not None:
         out.append((b"retry-after", str(max(1, round(wait))).encode()))
         out.append((b"retry-after-ms", str(max(1, round(wait * 1000))).encode()))
-    elif isinstance(error, e.AllAttemptsFailed | e.NoEligibleBackend):
+    elif isinstance(error, e.AllAttemptsFailed | e.NoEligibleBackend | e.RateLimited):
+        out.append((b"x-should-retry", b"false"))
+    if isinstance(error, e.BudgetSpent):
         out.append((b"x-should-retry", b"false"))
     if isinstance(error, e.Unauthenticated):
         out.append((b"www-authenticate", b"Bearer"))

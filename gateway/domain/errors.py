@@ -14,6 +14,8 @@
     │   ├── Unauthenticated     no key, or not one of ours
     │   └── Forbidden           the key is ours, its scopes do not reach this far
     ├── NoEligibleBackend       every candidate was excluded; carries the exclusions
+    ├── RateLimited             a limit of the caller's does not let it in just now
+    ├── BudgetSpent             a budget of the caller's has no room for it
     ├── Overloaded              this worker is full or draining
     ├── StoreUnavailable        we cannot know (key unknown and the store is down): fail closed
     ├── UpstreamError           what a backend did, before or after the first content chunk
@@ -140,6 +142,29 @@ class NoEligibleBackend(GatewayError):
     ) -> None:
         super().__init__(message)
         self.exclusions = exclusions
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(GatewayError):
+    """A rate or a bound on concurrency has no room. The message names limit, holder and period.
+
+    `retry_after_s`: until the request would fit; None where waiting does not help.
+    """
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class BudgetSpent(GatewayError):
+    """A budget has no room. `retry_after_s`: until it starts anew, None if that does not help."""
+
+    code = "insufficient_quota"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
         self.retry_after_s = retry_after_s
 
 

@@ -20,7 +20,7 @@ class Unit(StrEnum):
 
 
 class Period(StrEnum):
-    """Calendar periods in the limit's time zone; a minute and an hour are the same in all zones."""
+    """A minute and an hour slide; a day and a month are calendar periods in the limit's zone."""
 
     MINUTE = "minute"
     HOUR = "hour"
