@@ -57,6 +57,7 @@ fact_fields = {
     "tags": st.dictionaries(words, words, max_size=3),
     "at_us": st.integers(0, 2**53),
     "spent": st.frozensets(words, max_size=3),
+    "priced_only": st.booleans(),
     "reverted": st.frozensets(words, max_size=3),
     "pinned": st.none() | targets,
     "incumbent": st.none() | targets,
