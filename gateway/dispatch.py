@@ -47,7 +47,10 @@ from gateway.domain.errors import (
 from gateway.domain.money import Rates
 from gateway.domain.outcome import AttemptRecord, Outcome, RequestRecord
 from gateway.domain.request import ModelRequest
+from gateway.fleet.canary import Canaries
+from gateway.fleet.history import OutputHistory
 from gateway.fleet.observed import Fleet
+from gateway.limits import NOTHING, Admission, Alert, Gate, LimitIndex, Unlimited, Used, refusal
 from gateway.policy.language import PRIORITY_SHARES, Hedge, Policy, Route
 from gateway.policy.refusal import no_route
 from gateway.runtime import Clock, TaskOwner
@@ -56,7 +59,6 @@ from gateway.telemetry import Telemetry
 
 log = logging.getLogger("weighbridge")
 
-EXPECTED_OUTPUT_TOKENS = 256  # where the caller sets no cap and no history is kept yet
 SHADOWS_MAX = 32  # copies under way in one worker; more are not sent
 SHARE_OF = 10_000  # shares are decided in this many parts
 
@@ -89,6 +91,7 @@ class Rules:
     catalog: Catalog
     router: Router
     rates: Mapping[Target, Rates]
+    limits: LimitIndex
     policy: Policy
     digest: str  # of the bundle
     label: str  # policy@digest, for the answer header
@@ -107,6 +110,7 @@ class Trip:
     privacy: int = 0
     session: str | None = None
     pinned: Target | None = None
+    admission: Admission = NOTHING
     route: Route | None = None
     attempts: list[Attempt] = field(default_factory=list)
     settled: bool = False
@@ -223,6 +227,9 @@ class Dispatch:
     new_id: Callable[[], str]
     worker: str
     in_flight_max: int
+    gate: Gate = field(default_factory=Unlimited)
+    canaries: Canaries = field(default_factory=Canaries)
+    outputs: OutputHistory = field(default_factory=OutputHistory)
     in_flight: int = 0
     _tasks: TaskOwner = field(default_factory=lambda: TaskOwner("dispatch"))
     _shadows: int = 0
@@ -278,10 +285,7 @@ class Dispatch:
         record.alias, record.stream = alias.name, request.stream
         trip.privacy = classify(rules.catalog, caller, alias.privacy_floor, privacy)
         record.privacy_class = rules.catalog.privacy_classes[trip.privacy]
-        affinity = rules.policy.behaviour.affinity
-        if session is not None and affinity is not None and len(alias.targets) > 1:
-            trip.session = record.session = session
-            trip.pinned = await self.sessions.recall(session, affinity.idle_s)
+        await self._recall_and_hold(trip, session, fixed=len(alias.targets) < 2)
         snapshot = self.fleet.snapshot((t.backend for t in alias.targets), self.now())
         facts = self._facts(trip, snapshot)
         decision = rules.router.decide(facts, snapshot)
@@ -299,6 +303,36 @@ class Dispatch:
             self._copy(trip, decision, route, snapshot)
         return answer
 
+    async def _recall_and_hold(self, trip: Trip, session: str | None, *, fixed: bool) -> None:
+        """Where the session was, and room in every limit: both are asked in one round trip.
+
+        `fixed`: there is one target, so nothing to remember. Raises RateLimited, BudgetSpent.
+        """
+        caller, request, rules = trip.caller, trip.request, trip.rules
+        assert caller is not None
+        assert request is not None
+        asks = rules.limits.asks_for(caller, request)
+        waiting = self.gate.begin(trip.record.id, asks) if asks else None
+        affinity = rules.policy.behaviour.affinity
+        try:
+            if session is not None and affinity is not None and not fixed:
+                trip.session = trip.record.session = session
+                trip.pinned = await self.sessions.recall(session, affinity.idle_s)
+            if waiting is not None:
+                trip.admission = await waiting
+        except asyncio.CancelledError:
+            if waiting is not None:
+                self.gate.abandon(trip.record.id)
+            raise
+        for alert in trip.admission.alerts:
+            self._alert(alert)
+        if trip.admission.refused is not None:
+            raise refusal(trip.admission, self.clock.wall())
+
+    def _alert(self, alert: Alert) -> None:
+        limit, holder = alert.standing.limit, alert.standing.holder
+        log.warning("limit %s: %s has used %.0f %%", limit.name, holder, 100 * alert.share)
+
     def _facts(self, trip: Trip, snapshot: Snapshot) -> Facts:
         request, caller, record = trip.request, trip.caller, trip.record
         assert request is not None
@@ -313,12 +347,17 @@ class Dispatch:
             privacy=trip.privacy,
             needs=request.needs,
             prompt_tokens=request.prompt_tokens,
-            output_tokens=request.output_tokens_max or EXPECTED_OUTPUT_TOKENS,
+            output_tokens=self.outputs.expect(
+                request.alias, caller.key_id, request.output_tokens_max
+            ),
             cached_tokens=cached,
             stream=request.stream,
             key_id=caller.key_id,
             tags=caller.tags,
             at_us=record.started_at_us,
+            spent=trip.admission.spent,
+            priced_only=trip.admission.priced_only,
+            reverted=self.canaries.reverted(),
             pinned=pinned,
             incumbent=self._incumbents.get(request.alias),
             bucket=hash_of(_number(trip.session) if trip.session else tie_break) % SHARE_OF,
@@ -344,6 +383,8 @@ class Dispatch:
                 # No retry of ours any more, so none of the SDK's either: it would go on for us.
                 raise AllAttemptsFailed(failures[-1].message, failures=tuple(failures))
             candidate = waiting.popleft()
+            if failures and not self.fleet.may_send(candidate.target.backend, self.now()):
+                continue  # it broke, or is being probed, since the decision
             try:
                 if hedge is None or failures or not waiting:
                     return await self._attempt(trip, candidate, candidate.why)
@@ -439,6 +480,7 @@ class Dispatch:
                 attempt.progress.note(piece, self.now())
                 held.append(piece.data)
                 if piece.content or piece.finished:
+                    self.fleet.answering(attempt.target.backend)
                     break
         except UpstreamError as error:
             self._failed(attempt, error)
@@ -584,7 +626,12 @@ class Dispatch:
                 now,
                 ttft_ms=row.ttft_us / 1000 if row.ttft_us is not None else None,
                 tpot_ms=tpot_ms,
+                prompt_tokens=usage.prompt,
+                cached_tokens=usage.cached if usage.reported else None,
+                pinned=attempt.target == trip.pinned,
             )
+            if trip.caller is not None and record.alias is not None:
+                self.outputs.learn(record.alias, trip.caller.key_id, usage.output)
             if trip.session is not None and attempt.target != trip.pinned:
                 affinity = trip.rules.policy.behaviour.affinity
                 assert affinity is not None
@@ -641,13 +688,50 @@ class Dispatch:
             self._shadows -= 1
             return
         self.in_flight -= 1
+        self._settle_hold(trip)
+        self._judge_canary(trip, outcome)
         self.telemetry.record(record)
+
+    def _settle_hold(self, trip: Trip) -> None:
+        """Turn what was held into what was used; nothing sent, nothing used."""
+        admission, record = trip.admission, trip.record
+        if admission.hold is None:
+            return
+        if not trip.attempts:
+            self.gate.release(admission)
+            return
+        weighed = record.usage_source != "none"
+        tokens = (record.uncached_tokens or 0) + (record.cached_tokens or 0)
+        self.gate.settle(
+            admission,
+            Used(
+                tokens=tokens + (record.output_tokens or 0),
+                # Nobody bills an attempt that failed before it said anything.
+                nano_usd=record.cost_nano_usd if record.priced or weighed else 0,
+            ),
+        )
+
+    def _judge_canary(self, trip: Trip, outcome: Outcome) -> None:
+        route, record = trip.route, trip.record
+        if route is None or route.canary is None or outcome is Outcome.CANCELLED:
+            return
+        asked = [a for a in record.attempts if a.backend in route.canary.backends]
+        self.canaries.ended(
+            route.name,
+            trip.rules.digest,
+            canary=bool(asked),
+            failed=any(a.outcome in _FAILURES for a in asked or record.attempts),
+            cost_nano_usd=record.cost_nano_usd if record.priced else None,
+        )
 
 
 def _heard(task: asyncio.Task[Answer]) -> None:
     """What a loser still says is nobody's concern: it was settled when it lost."""
     if not task.cancelled():
         task.exception()
+
+
+_FAILURES = {Outcome.FAILED.value, Outcome.FAILED_MIDSTREAM.value, Outcome.INTERNAL.value}
 
 
 class _RaceLost(Exception):

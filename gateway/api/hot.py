@@ -32,6 +32,7 @@ from gateway.domain.errors import (
 )
 from gateway.domain.money import usd
 from gateway.domain.request import Endpoint
+from gateway.limits import headers as limit_headers
 from gateway.runtime import TaskOwner
 from gateway.sessions import session_key
 
@@ -222,6 +223,7 @@ class HotEndpoint:
             await stage.finish(error_event(error))
             return
         headers = [(b"x-request-id", trip.record.id.encode()), JSON, *error_headers(error)]
+        headers += limit_headers(trip.admission)
         if isinstance(error, RequestTooSlow | BodyTooLarge):
             headers.append((b"connection", b"close"))  # the rest of the body is not read
         await stage.whole(status, headers, error_body(error))
@@ -248,6 +250,8 @@ def _answer_headers(answer: Answer, now: float) -> Headers:
             b"upstream;dur=%.1f, overhead;dur=%.2f" % (upstream_ms, own_ms),
         ),
     ]
+    if trip.admission.standings:
+        headers += limit_headers(trip.admission)
     if trip.caller is not None and trip.caller.debug:
         target = answer.candidate.target
         headers.append((b"x-weighbridge-backend", target.backend.encode()))

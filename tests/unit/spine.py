@@ -13,10 +13,12 @@ from gateway.dispatch import Answer, Dispatch, Rules, Trip
 from gateway.domain.caller import Caller
 from gateway.domain.catalog import Alias, Backend, Catalog, Kind, Model, Target
 from gateway.domain.errors import UpstreamBroken, UpstreamError
+from gateway.domain.limit import Limit
 from gateway.domain.money import Rates
 from gateway.domain.outcome import RequestRecord
 from gateway.domain.request import Capability, Endpoint, ModelRequest, Usage
 from gateway.fleet.observed import Fleet
+from gateway.limits import LimitIndex, LocalGate, Unlimited
 from gateway.policy.engine import Router
 from gateway.policy.language import Affinity, Behaviour, Policy, Route
 from gateway.runtime import ManualClock
@@ -123,6 +125,7 @@ def build(
     behaviour: Behaviour | None = None,
     route: Mapping[str, Any] | None = None,
     prices: Mapping[str, Decimal] | None = None,
+    limits: tuple[Limit, ...] = (),
     **fields: Any,
 ) -> tuple[Dispatch, ScriptedWire, Kept]:
     """Backends `a`, `b`, ... behind the alias `chat`; `fields` are the model's.
@@ -171,6 +174,7 @@ def build(
             catalog=catalog,
             router=Router.build(policy, catalog, rates),
             rates=rates,
+            limits=LimitIndex(limits, catalog, rates),
             policy=policy,
             digest=policy.digest,
             label="p@d",
@@ -184,6 +188,7 @@ def build(
         new_id=lambda: next(ids),
         worker="0",
         in_flight_max=100,
+        gate=LocalGate(clock) if limits else Unlimited(),
     )
     return dispatch, wire, kept
 
