@@ -31,12 +31,14 @@ from gateway.domain.decision import Candidate, Decision, Facts, Rule, Snapshot
 from gateway.domain.decision import record as decision_record
 from gateway.domain.errors import (
     AllAttemptsFailed,
+    BudgetSpent,
     Forbidden,
     GatewayError,
     InternalError,
     InvalidRequest,
     NoEligibleBackend,
     Overloaded,
+    RateLimited,
     RequestError,
     UnknownAlias,
     UpstreamBusy,
@@ -646,7 +648,7 @@ class Dispatch:
     def refuse(self, trip: Trip, error: GatewayError, http_status: int) -> None:
         """The trip ends without an answer: refused by us, or every attempt failed."""
         record = trip.record
-        if isinstance(error, RequestError):
+        if isinstance(error, RequestError | RateLimited | BudgetSpent):
             outcome = Outcome.REFUSED
         elif isinstance(error, NoEligibleBackend | Overloaded):
             outcome = Outcome.NO_ROUTE
