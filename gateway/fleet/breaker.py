@@ -11,6 +11,10 @@ Each worker judges by what it saw itself: one node whose own network is broken m
 backend from all others. That another worker's circuit opened by a run is only suspicion: then our
 next failure, unless a success comes first, opens ours, for one call instead of five.
 
+What opened only for its share is `shaky`: it still serves most of what it is sent. Where no other
+backend may take a request that is better than a refusal, so such a one is never ejected as the
+last (`Fleet.last_resort`). What failed five times in a row is: it would only make everyone wait.
+
 Time is an argument everywhere (monotonic seconds).
 """
 
@@ -45,14 +49,14 @@ class Breaker:
         "_open_until",
         "_probing_until",
         "_run",
+        "_shaky",
         "_suspect",
     )
 
     def __init__(self) -> None:
         self._buckets = [_Bucket() for _ in range(BUCKETS)]
         self._run = 0
-        self._suspect = False
-        self._held = False
+        self._suspect = self._held = self._shaky = False
         self._open_s = OPEN_S_MIN
         self._open_until: float | None = None
         self._probing_until = 0.0
@@ -69,15 +73,23 @@ class Breaker:
         """Whether it is open only because the backend asked for it."""
         return self._held
 
+    @property
+    def shaky(self) -> bool:
+        """Whether it is open only for its share of failures."""
+        return self._shaky
+
     def retry_after_s(self, now: float) -> float | None:
-        """Seconds until the next probe may go; None while closed."""
+        """Seconds until the next probe may go, or the one under way should be back; None while
+        closed."""
         if self._open_until is None:
             return None
-        return max(self._open_until - now, self._probing_until - now, 0.0)
+        probing_s = min(self._probing_until - now, OPEN_S_MIN)
+        return max(self._open_until - now, probing_s, 0.0)
 
     def changes_at(self, now: float) -> float:
         """When the state changes by time alone; infinity where it does not."""
-        return now + wait if (wait := self.retry_after_s(now)) else inf
+        times = (self._open_until or 0.0, self._probing_until)
+        return min((at for at in times if at > now), default=inf)
 
     def sending(self, now: float, patience_s: float) -> None:
         """An attempt starts. If it is the probe, nobody else goes until it ends or gets lost."""
@@ -103,7 +115,9 @@ class Breaker:
         """
         self._count(now, good=False)
         own = False
+        self._run += not busy
         if self._open_until is not None:
+            self._shaky = self._shaky and self._run < RUN_MAX
             if self._probing_until:
                 # Its own word goes before our guess, unless it is no time at all.
                 if wait_s is None or wait_s < OPEN_S_MIN:
@@ -111,10 +125,11 @@ class Breaker:
                     self._open(now)
                 self._probing_until = 0.0
         else:
-            self._run += not busy
             own = self._run >= RUN_MAX
-            if own or (self._suspect and not busy) or self._share_is_bad(now):
+            down = own or (self._suspect and not busy)
+            if down or self._share_is_bad(now):
                 self._open(now)
+                self._shaky = not down
         if wait_s is not None:
             self.hold(now + wait_s)
         return own
@@ -126,7 +141,8 @@ class Breaker:
     def hold(self, until: float) -> None:
         """The backend asked to be left alone until then: after it, one probe."""
         if self._open_until is None or until >= self._open_until:
-            self._open_until, self._held, self._probing_until = until, True, 0.0
+            self._open_until, self._probing_until = until, 0.0
+            self._held, self._shaky = True, False
 
     def suspect(self) -> None:
         """Another worker's circuit opened by a run of failures."""
@@ -144,7 +160,7 @@ class Breaker:
 
     def _reset(self) -> None:
         self._open_until, self._open_s, self._probing_until, self._run = None, OPEN_S_MIN, 0.0, 0
-        self._held = self._suspect = False
+        self._held = self._suspect = self._shaky = False
         for bucket in self._buckets:
             bucket.epoch = -1
 

@@ -12,6 +12,7 @@ figures that take work (quantiles, slopes) move at most every `REFRESH_S`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from math import inf
 
 from gateway.domain.decision import BackendView, Snapshot, Tails
@@ -84,13 +85,13 @@ class _Observed:
         """Make the view again."""
         if now >= self._refreshed_at + REFRESH_S:
             self._refresh(now)
-        breaker, cooling, reading = self.breaker, self.cooling_until > now, self.read_until > now
-        circuit = breaker.state(now)
-        wait = breaker.retry_after_s(now)
+        breaker, reading = self.breaker, self.read_until > now
+        circuit, wait = breaker.state(now), breaker.retry_after_s(now)
+        cooling = self.cooling_until > now
         if cooling:
             wait = max(wait or 0.0, self.cooling_until - now)
-            if breaker.held:
-                circuit = "closed"  # it is well, and asked us to wait: that is the other word
+        if breaker.held and circuit == "open":  # it is well, and asked us to wait
+            circuit, cooling = "closed", True
         self.view = BackendView(
             healthy=self.healthy,
             circuit=circuit,
@@ -166,10 +167,21 @@ class Fleet:
             found[name] = seen.view if now < seen.stale_at else seen.look(now)
         return found
 
+    def last_resort(self, snapshot: Snapshot) -> Snapshot | None:
+        """For a request that `snapshot` leaves without any backend: the same with the circuits that
+        opened only for their share of failures let through. None if there is no such."""
+        shaky = {
+            name: replace(view, circuit="half_open")
+            for name, view in snapshot.items()
+            if view.circuit == "open" and self._of(name).breaker.shaky
+        }
+        return {**snapshot, **shaky} if shaky else None
+
     def may_send(self, name: str, now: float) -> bool:
         """Whether it may be tried now: since the decision its circuit may have opened, or someone
         else's request may have become the probe."""
-        return self._of(name).breaker.state(now) != "open"
+        breaker = self._of(name).breaker
+        return breaker.shaky or breaker.state(now) != "open"
 
     # --- observations, from dispatch ---------------------------------------------------------
 
@@ -206,8 +218,7 @@ class Fleet:
         seen = self._of(name)
         seen.breaker.success(now)
         if ttft_ms is not None:
-            # What came from the cache was not read again: it does not lengthen the wait.
-            seen.ttft.add(now, ttft_ms, max(prompt_tokens - (cached_tokens or 0), 0))
+            seen.ttft.add(now, ttft_ms, prompt_tokens)
         if tpot_ms is not None:
             seen.tpot.add(now, tpot_ms)
         if pinned and cached_tokens is not None and prompt_tokens:
