@@ -11,7 +11,7 @@ import asyncio
 import datetime as dt
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,10 +28,13 @@ from gateway.dispatch import Dispatch, Rules
 from gateway.domain.catalog import Backend, Catalog
 from gateway.fleet.observed import Fleet
 from gateway.fleet.prober import probe_forever, probe_once
+from gateway.in_force import FileWatch, Folder, InForce, Unloadable, load_version, whoami
 from gateway.ledger.flusher import Flusher
 from gateway.ledger.journal import Journal
 from gateway.ledger.keys import KeyStore
 from gateway.ledger.store import Store, StoreUnreachable
+from gateway.ledger.versions import Change, Origin, Version, Versions, start
+from gateway.limits import LimitIndex
 from gateway.policy.engine import Router
 from gateway.policy.source import ConfigErrors
 from gateway.redis_link import RedisDown, RedisLink
@@ -59,6 +62,7 @@ def rules(bundle: Bundle, today: dt.date) -> Rules:
         catalog=bundle.catalog,
         router=Router.build(bundle.policy, bundle.catalog, rates),
         rates=rates,
+        limits=LimitIndex(bundle.limits, bundle.catalog, rates),
         policy=bundle.policy,
         digest=bundle.digest,
         label=bundle.label,
@@ -84,6 +88,31 @@ def load_files(settings: Settings) -> Bundle:
         raise StartupError(str(error)) from error
 
 
+async def put_files_in_force(settings: Settings, store: Store, files: Bundle) -> None:
+    """Once per start: the files become a version, unless the newest was put by command.
+
+    Raises StoreUnavailable.
+    """
+    change = Change(
+        digest=files.digest,
+        policy=files.policy.name,
+        origin=Origin.START,
+        author=whoami(),
+        files=files.files,
+    )
+    version = await start(Versions(store), change)
+    if version.digest != files.digest:
+        log.warning(
+            "policy: %s, put by command (%s, %s), wins over the files in %s (%s); "
+            "`weighbridge policy apply` puts those in force",
+            version.label,
+            version.origin.value,
+            version.author,
+            settings.policies_dir,
+            files.label,
+        )
+
+
 async def open_store(settings: Settings) -> Store:
     """The database, its schema checked. Raises StartupError."""
     settings.home.mkdir(parents=True, exist_ok=True)
@@ -100,6 +129,8 @@ class Worker:
     dispatch: Dispatch
     journal: Journal
     flusher: Flusher
+    in_force: InForce
+    files: FileWatch
     redis: RedisLink | None
     keys: Keys
     telemetry: Telemetry
@@ -122,9 +153,19 @@ class Worker:
             "draining": self.draining,
             "degraded": degraded,
             "policy": self.dispatch.rules.label,
+            "policy_version": self.in_force.version.number,
+            **self._policy_trouble(),
             "in_flight": self.dispatch.in_flight,
             "journal_unsent_rows": self.journal.unsent_rows,
         }
+
+    def _policy_trouble(self) -> dict[str, str]:
+        said = {}
+        if self.in_force.errors:
+            said["policy_error"] = "\n".join(self.in_force.errors.values())
+        if self.files.differs:
+            said["policy_files"] = "differ from the version in force"
+        return said
 
     def asgi(self) -> App:
         """The application: the hot endpoints, and FastAPI for the rest."""
@@ -148,7 +189,6 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
 
     Raises StartupError.
     """
-    files = load_files(settings)
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         store = await open_store(settings)
@@ -161,16 +201,18 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
         if redis is not None:
             stack.push_async_callback(redis.aclose)
         sessions: Sessions = LocalSessions(clock) if redis is None else RedisSessions(redis)
-        wires = _wires(settings, files.catalog)
-        for wire in wires.values():
-            stack.push_async_callback(wire.aclose)
+        wires = _Wires(settings)
+        stack.push_async_callback(wires.aclose)
         tasks = TaskOwner("worker")
         stack.push_async_callback(tasks.drain, 0.0)  # all of them run for ever
-        fleet = Fleet(files.catalog.backends)
-        telemetry = _telemetry(settings, name, files.catalog, fleet, journal)
+        folder = Folder(path=settings.policies_dir, secret_present=secret_present)
+        version, bundle = await _newest(settings, store, folder)
+        added = await wires.provide(bundle.catalog)
+        fleet = Fleet(bundle.catalog.backends)
+        telemetry = _telemetry(settings, name, fleet, journal)
         dispatch = Dispatch(
-            rules=rules(files, _today()),
-            wires=wires,
+            rules=rules(bundle, _today()),
+            wires=wires.by_name,
             fleet=fleet,
             sessions=sessions,
             book=journal,
@@ -180,24 +222,26 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
             worker=name,
             in_flight_max=settings.in_flight_max,
         )
-        probing = (fleet, list(files.catalog.backends.values()), _probe(wires))
-        try:
-            async with asyncio.timeout(FIRST_PROBE_S_MAX):
-                await probe_once(*probing)
-        except TimeoutError:
-            log.info("some backends did not answer their first health probe; probing goes on")
         flusher.start()
-        for name_of_wire, wire in wires.items():
-            tasks.start(wire.warm(), f"warm {name_of_wire}")
+        for wire in added:
+            tasks.start(wire.warm(), "warm a wire")
+        switch = _Switch(dispatch, wires, tasks)
+        await switch.first_probe(bundle)
+        await switch.install(bundle)
+        in_force = InForce(Versions(store), version, bundle, folder=folder, consumer=switch)
+        files = FileWatch(in_force, on=settings.policy_watch)
         background = [
-            tasks.start(probe_forever(*probing), "health"),
-            tasks.start(_housekeeping(files, dispatch), "housekeeping"),
+            tasks.start(in_force.follow(), "policy versions"),
+            tasks.start(files.run(), "policy files"),
+            tasks.start(_housekeeping(in_force, telemetry), "housekeeping"),
         ]
         try:
             yield Worker(
                 dispatch=dispatch,
                 journal=journal,
                 flusher=flusher,
+                in_force=in_force,
+                files=files,
                 redis=redis,
                 keys=Keys(KeyStore(store, pepper=settings.key_pepper, home=settings.home)),
                 telemetry=telemetry,
@@ -207,7 +251,67 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
         finally:
             for task in background:
                 task.cancel()
+            switch.stop()
             telemetry.save()
+
+
+async def _newest(settings: Settings, store: Store, folder: Folder) -> tuple[Version, Bundle]:
+    """What is in force, put there now if nothing ever was. Raises StartupError."""
+    versions = Versions(store)
+    version = await versions.newest()
+    if version is None:
+        await put_files_in_force(settings, store, load_files(settings))
+        version = await versions.newest()
+        assert version is not None
+    try:
+        return version, await load_version(versions, version, folder)
+    except Unloadable as error:
+        raise StartupError(
+            f"{error}\n  it was put in force by a program that knows more; run that one, "
+            "or `weighbridge policy rollback`"
+        ) from error
+
+
+class _Switch:
+    """What a bundle means to this worker: all that is made from it, made again and swapped."""
+
+    def __init__(self, dispatch: Dispatch, wires: _Wires, tasks: TaskOwner) -> None:
+        self._dispatch = dispatch
+        self._wires = wires
+        self._tasks = tasks
+        self._probing: asyncio.Task[None] | None = None
+
+    async def first_probe(self, bundle: Bundle) -> None:
+        """Know before the first request who is not there."""
+        backends = bundle.catalog.backends.values()
+        try:
+            async with asyncio.timeout(FIRST_PROBE_S_MAX):
+                await probe_once(self._dispatch.fleet, backends, self._wires.probe)
+        except TimeoutError:
+            log.info("some backends did not answer their first health probe; probing goes on")
+
+    async def install(self, bundle: Bundle) -> None:
+        made = await asyncio.to_thread(rules, bundle, _today())
+        for wire in await self._wires.provide(bundle.catalog):
+            self._tasks.start(wire.warm(), "warm a wire")
+        # From here on nothing can fail.
+        self._dispatch.rules = made
+        self._dispatch.telemetry.aliases = frozenset(bundle.catalog.aliases)
+        self.stop()
+        backends = list(bundle.catalog.backends.values())
+        self._probing = self._tasks.start(
+            probe_forever(self._dispatch.fleet, backends, self._wires.probe), "health"
+        )
+
+    def in_force(self, version: Version) -> None:
+        self._dispatch.telemetry.policy(version.number, version.policy, version.digest[:12])
+
+    def failed(self, what: str) -> None:
+        self._dispatch.telemetry.policy_failed(what)
+
+    def stop(self) -> None:
+        if self._probing is not None:
+            self._probing.cancel()
 
 
 async def _redis(settings: Settings) -> RedisLink | None:
@@ -225,35 +329,44 @@ async def _redis(settings: Settings) -> RedisLink | None:
     return link
 
 
-def _wires(settings: Settings, catalog: Catalog) -> Mapping[str, Wire]:
-    """The wires the catalog speaks. What few need (0.1-0.2 s to import) only those few import."""
-    client: ClientFactory = FastHttpClient
-    if settings.upstream_client == "aiohttp":
-        from gateway.backends.http_aiohttp import AiohttpClient
+class _Wires:
+    """The wires there are, by name. What few need (0.1-0.2 s to import) only those few import."""
 
-        client = AiohttpClient
-    wires: dict[str, Wire] = {"openai_http": OpenAIHttpWire(secret, client)}
-    if any(b.configured and b.wire == "litellm_sdk" for b in catalog.backends.values()):
+    def __init__(self, settings: Settings) -> None:
+        self._client: ClientFactory = FastHttpClient
+        if settings.upstream_client == "aiohttp":
+            from gateway.backends.http_aiohttp import AiohttpClient
+
+            self._client = AiohttpClient
+        self.by_name: dict[str, Wire] = {"openai_http": OpenAIHttpWire(secret, self._client)}
+
+    async def provide(self, catalog: Catalog) -> list[Wire]:
+        """Add what the catalog speaks and is not there yet; those that were added."""
+        wanted = {b.wire for b in catalog.backends.values() if b.configured}
+        added: list[Wire] = []
+        if "litellm_sdk" in wanted - self.by_name.keys():
+            wire = await asyncio.to_thread(self._litellm)
+            self.by_name["litellm_sdk"] = wire
+            added.append(wire)
+        return added
+
+    def _litellm(self) -> Wire:
         from gateway.backends.litellm_sdk import LitellmWire
 
-        wires["litellm_sdk"] = LitellmWire(secret, client)
-    return wires
+        return LitellmWire(secret, self._client)
+
+    async def probe(self, backend: Backend) -> None:
+        await self.by_name[backend.wire].probe(backend)
+
+    async def aclose(self) -> None:
+        for wire in self.by_name.values():
+            await wire.aclose()
 
 
-def _probe(wires: Mapping[str, Wire]) -> Callable[[Backend], Awaitable[None]]:
-    async def probe(backend: Backend) -> None:
-        await wires[backend.wire].probe(backend)
-
-    return probe
-
-
-def _telemetry(
-    settings: Settings, name: str, catalog: Catalog, fleet: Fleet, journal: Journal
-) -> Telemetry:
+def _telemetry(settings: Settings, name: str, fleet: Fleet, journal: Journal) -> Telemetry:
     return Telemetry(
         directory=settings.home / "metrics",
         worker=f"{name}-{os.getpid()}",
-        aliases=frozenset(catalog.aliases),
         gauges={
             "weighbridge_in_flight": (
                 "Attempts under way",
@@ -281,15 +394,15 @@ def _limits(settings: Settings) -> HotLimits:
     )
 
 
-async def _housekeeping(files: Bundle, dispatch: Dispatch) -> None:
+async def _housekeeping(in_force: InForce, telemetry: Telemetry) -> None:
     """What is due once a second: the tally for other workers, and new prices at midnight."""
     day = _today()
     while True:
         await asyncio.sleep(HOUSEKEEPING_S)
-        dispatch.telemetry.save()
+        telemetry.save()
         if _today() != day:
             day = _today()
-            dispatch.rules = rules(files, day)
+            await in_force.reload(secrets=False)
 
 
 def _today() -> dt.date:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ CATALOG, LIMITS, PRICES, ROUTING = "catalog.yaml", "limits.yaml", "prices/", "ro
 TESTS = ".tests.yaml"  # beside a routing policy: what it is expected to decide (`policy.cases`)
 
 Files = Mapping[str, str]  # path below the policy folder -> text; exactly one routing policy
+Marks = Mapping[str, tuple[int, int, int]]  # path -> time, size and inode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,35 @@ def read_folder(folder: Path, policy: str, *, routing: Path | None = None) -> Fi
     return files
 
 
+def policy_path(files: Files) -> str:
+    """Which of the paths is the routing policy."""
+    (path,) = (path for path in files if path.startswith(ROUTING))
+    return path
+
+
+def marks(folder: Path, policy: str) -> Marks:
+    """What tells that a file below `folder` was changed, without reading it; `policy` is a path."""
+    found = {}
+    for path in _paths(folder, policy):
+        with suppress(OSError):
+            state = (folder / path).stat()
+            found[path] = (state.st_mtime_ns, state.st_size, state.st_ino)
+    return found
+
+
+def texts(folder: Path, policy: str) -> Files:
+    """The files of `folder`, with the routing policy at the path `policy` if it is there.
+
+    Raises ConfigErrors where one is not text, or there is no catalog.
+    """
+    return {path: _text(folder / path) for path in _paths(folder, policy)}
+
+
+def _paths(folder: Path, policy: str) -> list[str]:
+    prices = sorted(PRICES + path.name for path in (folder / PRICES).glob("*.yaml"))
+    return [CATALOG, *(p for p in (LIMITS, *prices, policy) if (folder / p).is_file())]
+
+
 def routing_files(folder: Path) -> list[Path]:
     """The routing policies of a policy folder, without the tests beside them."""
     found = sorted((folder / ROUTING).glob("*.yaml"))
@@ -90,7 +121,7 @@ def load(
     problems: list[Problem] = []
     catalog = policy = prices = None
     limits: tuple[Limit, ...] = ()
-    (routing,) = (path for path in files if path.startswith(ROUTING))
+    routing = policy_path(files)
     try:
         catalog = load_catalog(
             files[CATALOG], source=source(CATALOG), secret_present=secret_present

@@ -36,6 +36,7 @@ class Settings:
         None, "policy folder; default: HOME/policies, else the starter"
     )
     policy: str = _setting("balanced", "routing policy in force: a name in POLICIES/routing")
+    policy_watch: bool = _setting(True, "make a version of files that change; SIGHUP always does")
     database_url: str = _setting("", "Postgres or SQLite; default: SQLite at HOME/ledger.db")
     redis_url: str = _setting("", "Redis or Valkey; default: in-process state")
     key_pepper: str = _setting("", "secret that keys are hashed with; default: HOME/pepper")

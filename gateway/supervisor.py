@@ -16,6 +16,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
@@ -49,6 +51,8 @@ class Supervisor:
         """Until SIGTERM or SIGINT; returns the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._end)
+        signal.signal(signal.SIGHUP, self._reread)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         self._slots = [self._start(number) for number in range(self._workers)]
         while not self._ending:
             for slot in self._slots:
@@ -72,12 +76,18 @@ class Supervisor:
     def _start(self, number: int) -> _Slot:
         fd = self._socket.fileno()
         own = ("--worker", str(number), "--fd", str(fd), "--parent", str(os.getpid()))
-        process = subprocess.Popen(  # noqa: S603 — our own command line
-            [*self._command, *own],
-            pass_fds=(fd,),
-            process_group=0,  # a Ctrl-C at the terminal reaches us alone; we pass it on once
-        )
+        with hangups_held():  # a mask is inherited: the worker lifts it once it listens
+            process = subprocess.Popen(  # noqa: S603 — our own command line
+                [*self._command, *own],
+                pass_fds=(fd,),
+                process_group=0,  # a Ctrl-C at the terminal reaches us alone; we pass it on once
+            )
         return _Slot(number, process, time.monotonic())
+
+    def _reread(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        for slot in self._slots:
+            if slot.process.poll() is None:
+                slot.process.send_signal(signal.SIGHUP)
 
     def _end(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         again, self._ending = self._ending, True
@@ -109,6 +119,16 @@ def listen(host: str, port: int) -> socket.socket:
         raise
     sock.setblocking(False)
     return sock
+
+
+@contextmanager
+def hangups_held() -> Iterator[None]:
+    """Within it SIGHUP waits."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 async def watch_parent(parent: int) -> None:

@@ -47,6 +47,10 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Requests with tokens but without a known price: never booked as 0",
         ("backend", "model"),
     ),
+    "weighbridge_policy_load_failures": (
+        "Policy versions or files that this worker could not load and did not use",
+        ("what",),
+    ),
 }
 HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
     "weighbridge_ttft_seconds": (
@@ -126,6 +130,8 @@ class Telemetry:
         self._targets: dict[tuple[str, str], _Series] = {}
         self._attempts: dict[tuple[str, ...], _Series] = {}
         self._overhead = [0.0] * (len(_OVERHEAD_BUCKETS) + 2)
+        self._policy: list[Any] = []  # slot, name, digest and number of what is in force
+        self._policy_failures: dict[tuple[str, ...], _Series] = {}
         self._directory = directory
         self._worker = worker
         self.gauges = dict(gauges or {})
@@ -185,12 +191,23 @@ class Telemetry:
             series = family.setdefault(labels, _Series(labels, 1))
         series.values[0] += 1
 
+    def policy(self, number: int, name: str, digest: str) -> None:
+        """This policy version is in force in this worker."""
+        self._changed = True
+        self._policy = [self._worker.partition("-")[0], name, digest, number]
+
+    def policy_failed(self, what: str) -> None:
+        """A version, or the files, did not load."""
+        self._changed = True
+        self._count(self._policy_failures, (what,))
+
     # --- cold -------------------------------------------------------------------------------
 
     def render(self) -> bytes:
         """The page, in Prometheus' text format, of all workers together."""
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Page(self._all_tallies(), self.gauges))
+        dumps = self._dumps()
+        registry.register(_Page(_sums(dumps), _policies(dumps), self.gauges))
         return generate_latest(registry)
 
     def save(self) -> None:
@@ -210,22 +227,37 @@ class Telemetry:
             "targets": [[s.labels, s.values] for s in self._targets.values()],
             "attempts": [[s.labels, s.values] for s in self._attempts.values()],
             "overhead": [[(), self._overhead]],
+            "policy_failures": [[s.labels, s.values] for s in self._policy_failures.values()],
+            "policy": self._policy,
         }
 
-    def _all_tallies(self) -> dict[str, dict[tuple[str, ...], list[float]]]:
-        dumps = [self._dump()]
+    def _dumps(self) -> list[dict[str, list[Any]]]:
+        """Of all workers, ours last; the others' in the order in which they were left."""
+        others: list[Path] = []
         if self._directory is not None:
-            others = (p for p in self._directory.glob("*.json") if p.stem != self._worker)
-            dumps.extend(orjson.loads(path.read_bytes()) for path in others)
-        total: dict[str, dict[tuple[str, ...], list[float]]] = {}
-        for dump in dumps:
-            for family, rows in dump.items():
-                sums = total.setdefault(family, {})
-                for labels, values in rows:
-                    have = sums.setdefault(tuple(labels), [0.0] * len(values))
-                    for at, value in enumerate(values):
-                        have[at] += value
-        return total
+            others = [p for p in self._directory.glob("*.json") if p.stem != self._worker]
+        others.sort(key=lambda path: path.stat().st_mtime)
+        return [*(orjson.loads(path.read_bytes()) for path in others), self._dump()]
+
+
+def _sums(dumps: Iterable[Mapping[str, Any]]) -> dict[str, dict[tuple[str, ...], list[float]]]:
+    total: dict[str, dict[tuple[str, ...], list[float]]] = {}
+    for dump in dumps:
+        for family, rows in dump.items():
+            if family == "policy":
+                continue
+            sums = total.setdefault(family, {})
+            for labels, values in rows:
+                have = sums.setdefault(tuple(labels), [0.0] * len(values))
+                for at, value in enumerate(values):
+                    have[at] += value
+    return total
+
+
+def _policies(dumps: Iterable[Mapping[str, Any]]) -> dict[tuple[str, ...], float]:
+    """The version in force by worker, name and digest: of who had the same place, the last."""
+    found = {dump["policy"][0]: dump["policy"] for dump in dumps if dump.get("policy")}
+    return {(slot, name, digest): number for slot, name, digest, number in found.values()}
 
 
 class _Page(Collector):
@@ -234,15 +266,18 @@ class _Page(Collector):
     def __init__(
         self,
         tallies: dict[str, dict[tuple[str, ...], list[float]]],
+        policies: Mapping[tuple[str, ...], float],
         gauges: Mapping[str, tuple[str, Callable[[], Mapping[tuple[str, ...], float]]]],
     ) -> None:
         self._tallies = tallies
+        self._policies = policies
         self._gauges = gauges
 
     def collect(self) -> Iterable[Metric]:
         for name, family in (
             ("weighbridge_requests", "requests"),
             ("weighbridge_attempts", "attempts"),
+            ("weighbridge_policy_load_failures", "policy_failures"),
         ):
             yield _counter(name, ((k, v[0]) for k, v in self._tallies.get(family, {}).items()))
         targets = self._tallies.get("targets", {})
@@ -263,6 +298,14 @@ class _Page(Collector):
         for name in _TIMED:
             yield _histogram(name, targets.items(), _PLACE[name])
         yield _histogram(_OVERHEAD, self._tallies.get("overhead", {}).items(), 0)
+        version = GaugeMetricFamily(
+            "weighbridge_policy_version",
+            "Number of the policy version in force; a worker that lags behind shows here",
+            labels=("worker", "policy", "digest"),
+        )
+        for key, number in self._policies.items():
+            version.add_metric(key, number)
+        yield version
         for name, (about, read) in self._gauges.items():
             labels = ("backend",) if name == "weighbridge_in_flight" else ()
             gauge = GaugeMetricFamily(name, about, labels=labels)

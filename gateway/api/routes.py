@@ -98,8 +98,10 @@ def build_rest(
         return _json({"status": "ok"})
 
     @rest.get("/readyz")
-    async def readyz() -> Response:
+    async def readyz(request: Request) -> Response:
         state = readiness()
+        if "policy_error" in state and not _is_loopback(request):  # paths, and what files say
+            state = {**state, "policy_error": "something does not load; the log says what"}
         return _json(state, status=200 if state["ready"] else 503)
 
     @rest.get("/metrics")

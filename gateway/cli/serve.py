@@ -30,13 +30,17 @@ def serve(
 ) -> None:
     """Serve. Every option has a WEIGHBRIDGE_* variable; see the README for all of them.
 
+    SIGHUP: policy files and secrets are read again. SIGTERM: an orderly end.
+
     Example: WEIGHBRIDGE_REDIS_URL=redis://localhost/0 weighbridge serve --workers 2
     """
     import logging
+    import signal
     import socket
 
     from gateway.settings import Settings
 
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # waits until it can be heeded
     settings = Settings.load(
         host=host, port=port, workers=workers, policy=policy, policies=policies, home=home
     )
@@ -73,20 +77,21 @@ def serve(
 
 
 def prepare(settings: Settings) -> None:
-    """Once per start, before any worker: the schema, the first key, a clean tally.
+    """Once per start, before any worker: the schema, the policy, the first key, a clean tally.
 
     Raises StartupError.
     """
     import asyncio
 
-    from gateway.app import load_files, open_store
+    from gateway.app import load_files, open_store, put_files_in_force
     from gateway.ledger.keys import KeyStore, ensure_first_admin
 
-    load_files(settings)
+    files = load_files(settings)
 
     async def first_key() -> str | None:
         store = await open_store(settings)
         try:
+            await put_files_in_force(settings, store, files)
             return await ensure_first_admin(
                 KeyStore(store, pepper=settings.key_pepper, home=settings.home)
             )
@@ -136,7 +141,9 @@ def run_worker(
 async def _serve(
     settings: Settings, sock: socket.socket, name: str, announce: str | None, parent: int | None
 ) -> None:
+    import asyncio
     import gc
+    import signal
 
     import uvicorn
 
@@ -161,6 +168,8 @@ async def _serve(
         # What start-up made stays; collecting it again and again is work for nothing.
         gc.collect()
         gc.freeze()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, built.files.reread)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         if parent is not None:
             built.tasks.start(watch_parent(parent), "supervisor watch")
         await Server(
