@@ -108,6 +108,9 @@ class GivenFile(Strict):
     pinned: Name | None = Field(default=None, description="Where the session was, backend/model.")
     incumbent: Name | None = Field(default=None, description="Where the alias last went.")
     spent: frozenset[Name] = Field(default=frozenset(), description="Limits that are used up.")
+    priced_only: bool = Field(
+        default=False, description="A limit in dollars counts it, so unknown prices are out."
+    )
     reverted: frozenset[Name] = Field(
         default=frozenset(), description="Routes whose canary was taken back."
     )
@@ -340,6 +343,7 @@ def _given(
         tags=file.tags,
         at_us=int(arrival.timestamp()) * 1_000_000 + arrival.microsecond,
         spent=file.spent,
+        priced_only=file.priced_only,
         reverted=file.reverted,
         pinned=pinned,
         incumbent=incumbent,

@@ -12,7 +12,10 @@ from gateway.cli.policy.options import AsJson, Folder, in_force, usage
 
 def schema(
     kind: Annotated[
-        str, typer.Argument(metavar="[catalog|routing|prices|limits]", help="Print this one.")
+        str,
+        typer.Argument(
+            metavar="[catalog|routing|policy-tests|prices|limits]", help="Print this one."
+        ),
     ] = "",
     folder: Folder = None,
     write: Annotated[bool, typer.Option("--write", help="Write all to DIR/schema/.")] = False,
@@ -54,11 +57,12 @@ def schema(
 
 def _schemas() -> dict[str, str]:
     from gateway.ledger import prices
-    from gateway.policy import catalog, language, limits
+    from gateway.policy import cases, catalog, language, limits
 
     made = {
         "catalog": catalog.schema(),
         "routing": language.schema(),
+        "policy-tests": cases.schema(),
         "prices": prices.schema(),
         "limits": limits.schema(),
     }

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gateway.domain.catalog import Backend, StandIn, Target
-from gateway.domain.limit import Limit, Unit
-from gateway.domain.money import Rates, cost, usd
+from gateway.domain.catalog import StandIn, Target
+from gateway.domain.limit import AtLimit, Limit, Unit
+from gateway.domain.money import cost, usd
 from gateway.policy.lint.subject import ERROR, NOTE, WARNING, Sheet, Subject
 from gateway.policy.source import Path, Problem
 
@@ -158,20 +158,19 @@ def _limits(subject: Subject) -> Iterator[Problem]:
     if subject.limits_file is None or not subject.limits:
         return
     sheet = subject.limits_file
-    names = _keys(sheet, "limits")
     if not subject.shared_store:
         alone = subject.workers == 1
         yield sheet.tell(
             NOTE if alone else WARNING,
             ("limits",),
             "without WEIGHBRIDGE_REDIS_URL every process counts for itself"
-            + ("" if alone else f", and there are {subject.workers} workers"),
-            "several workers or nodes need Redis to share a limit",
+            + ("" if alone else f", each of the {subject.workers} workers its part"),
+            "to share a limit, several workers or nodes need Redis",
             key=True,
         )
-    for name, limit in zip(names, subject.limits, strict=False):
+    for index, limit in enumerate(subject.limits):
         for severity, message, hint in _too_small(limit, subject):
-            yield sheet.tell(severity, ("limits", name), message, hint)
+            yield sheet.tell(severity, ("limits", index, limit.unit.value), message, hint)
 
 
 def _too_small(limit: Limit, subject: Subject) -> Iterator[tuple[str, str, str]]:
@@ -187,41 +186,64 @@ def _too_small(limit: Limit, subject: Subject) -> Iterator[tuple[str, str, str]]
         return
     only = limit.match.get("alias")
     aliases = [a for name, a in subject.catalog.aliases.items() if only is None or name in only]
-    targets = sorted({target for alias in aliases for target in alias.targets}, key=str)
-    unpriced = [str(target) for target in targets if target not in subject.rates]
-    if unpriced:
+    targets = {target for alias in aliases for target in alias.targets}
+    if unpriced := sorted(map(str, targets - set(subject.rates))):
         more = f" and {len(unpriced) - 3} more" if len(unpriced) > 3 else ""
         yield (
             WARNING,
-            f"money spent at {', '.join(unpriced[:3])}{more} is not known: no price",
+            f"keeps requests from {', '.join(unpriced[:3])}{more}: no price, and money must count",
             "add rows to prices/",
         )
-    worst = {t: _worst(subject.rates[t], t, held, subject) for t in targets if t in subject.rates}
-    least = [cost(subject.rates[t], uncached=0, cached=0, output=held) for t in worst]
+    # What is held is what the dearest target of the alias could cost.
+    least = [max((_price(t, 0, held, subject) for t in a.targets), default=0) for a in aliases]
     if least and min(least) > limit.amount:
-        price = f"${usd(min(least))} at the cheapest backend, of ${usd(limit.amount)}"
+        held_usd, all_of_it = usd(min(least)), usd(limit.amount)
         yield (
             ERROR,
-            f"no request fits: {held} tokens of output cost {price}",
+            f"no request fits: ${held_usd} is held for its output alone, of ${all_of_it}",
             "raise it, or lower hold_output_tokens",
         )
-    elif worst and max(worst.values()) > limit.amount:
-        dearest = max(worst, key=lambda target: worst[target])
-        price = f"${usd(worst[dearest])}, of ${usd(limit.amount)}"
+        return
+    dearest = max(targets, key=lambda t: (_price(t, None, held, subject), str(t)), default=None)
+    worst = 0 if dearest is None else _price(dearest, None, held, subject)
+    if worst > limit.amount:
+        price = f"${usd(worst)}, of ${usd(limit.amount)}"
         yield (
             WARNING,
-            f"one request may be more than all of it: the longest for {dearest} costs {price}",
-            "longer ones will be refused; raise it if that is not meant",
+            f"one request may want more than all of it: the longest for {dearest} costs {price}",
+            "such requests are refused; raise it if that is not meant",
         )
 
 
-def _worst(rates: Rates, target: Target, output: int, subject: Subject) -> int:
-    """What the longest prompt that a target takes costs, with `output` tokens of answer."""
-    backend: Backend = subject.catalog.backends[target.backend]
-    model = backend.models[target.model]
-    room = (model.context_tokens or 0) - output
-    prompt = min(room, model.prompt_tokens_max or room)
-    return cost(rates, uncached=max(0, prompt), cached=0, output=output)
+def _price(target: Target, prompt: int | None, output: int, subject: Subject) -> int:
+    """Nano-USD of so many tokens; a prompt of None is the longest there is. Unpriced: 0."""
+    rates = subject.rates.get(target)
+    if rates is None:
+        return 0
+    model = subject.catalog.backends[target.backend].models[target.model]
+    output = min(output, model.output_tokens_max or output)
+    if prompt is None:
+        room = max(0, (model.context_tokens or 0) - output)
+        prompt = min(room, model.prompt_tokens_max or room)
+    return cost(rates, uncached=prompt, cached=0, output=output)
+
+
+def _spent(subject: Subject) -> Iterator[Problem]:
+    """Limits that ask for another route when they are used up, where there is none."""
+    if subject.limits_file is None:
+        return
+    matches = [route.match for route in subject.policy.routes]
+    named = {name for match in matches for name in match.spent}
+    texts = " ".join(match.expression.text for match in matches if match.expression)
+    for index, limit in enumerate(subject.limits):
+        if limit.at_limit is AtLimit.ROUTE and limit.name not in named and limit.name not in texts:
+            yield subject.limits_file.tell(
+                WARNING,
+                ("limits", index, "at_limit"),
+                f"used up, it changes nothing: no route of {subject.policy.name} matches "
+                f"spent: {limit.name}",
+                "add such a route, or say at_limit: refuse",
+            )
 
 
 _CHECKS: tuple[Callable[[Subject], Iterator[Problem]], ...] = (
@@ -231,4 +253,5 @@ _CHECKS: tuple[Callable[[Subject], Iterator[Problem]], ...] = (
     _unpriced,
     _stale,
     _limits,
+    _spent,
 )

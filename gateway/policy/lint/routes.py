@@ -12,7 +12,7 @@ from gateway.domain.request import Endpoint
 from gateway.policy.engine import Router
 from gateway.policy.language import By, Match, Metric, OwnCost, Route
 from gateway.policy.lint.subject import ERROR, NOTE, WARNING, Sheet, Subject
-from gateway.policy.reach import Reach, minutes, reach
+from gateway.policy.reach import Reach, reach
 from gateway.policy.source import Path, Problem
 
 _OUTSIDE = 9999  # a bucket in no share but a whole one
@@ -72,7 +72,7 @@ class Look:
             if isinstance(value, dict) and step not in value:
                 return []
             value = value[step]
-        return list(value or ())
+        return [value] if isinstance(value, str) else list(value or ())
 
     def tell(self, severity: str, at: Path, message: str, hint: str = "") -> Problem:
         return self.sheet.tell(severity, (*self.path, *at), message, hint)
@@ -132,10 +132,6 @@ def _smallest(catalog: Catalog, alias: Alias, rank: int, route: Route) -> Facts:
 
 
 def _unreachable(look: Look) -> Iterator[Problem]:
-    match = look.route.match
-    if match.window is not None and not minutes(match.window):
-        yield look.tell(ERROR, ("match", "window"), "a window that never opens", "give it days")
-        return
     earlier = " and ".join(f"'{name}'" for name in look.reach.before[-3:])
     if not look.reach.boxes and look.path != ("default",):
         yield look.tell(
@@ -234,7 +230,7 @@ def _prices(look: Look) -> Iterator[Problem]:
         yield look.tell(
             WARNING,
             ("by",),
-            f"sorts {_listed(unpriced)} last for want of a price",
+            f"has no price for {_listed(unpriced)}: last of their tier, in any order",
             "add a row to prices/, or say own_cost: marginal for machines of your own",
         )
 
@@ -280,7 +276,9 @@ def _hedges(look: Look) -> Iterator[Problem]:
     alone = sorted(alias for alias, count in backends.items() if count == 1)
     if alone:
         yield look.sheet.tell(
-            WARNING, at, f"nobody to hedge with for {', '.join(alone)}: one backend each"
+            NOTE if len(alone) < len(backends) else WARNING,
+            at,
+            f"nobody to hedge with for {', '.join(alone)}: one backend each",
         )
 
 
@@ -291,24 +289,18 @@ def _slos(look: Look) -> Iterator[Problem]:
         for target in look.possible()
         for endpoint in look.backend(target).models[target.model].endpoints
     }
-    for index, slo in enumerate(look.route.slos):
+    for slo in look.route.slos:
+        at: Path = ("slo", slo.metric.value, f"p{slo.percentile}")
         first = {limit.first_chunk_ms_max for limit in bounds}
         if slo.metric is Metric.TTFT and first and slo.ms_max >= max(first):
             yield look.tell(
                 WARNING,
-                ("slo", index),
-                f"never missed: every backend is given up on after {max(first)} ms",
+                at,
+                f"never missed: every backend is given up on after {max(first)} ms anyway",
                 "lower it",
             )
         if slo.metric is Metric.TPOT and endpoints == {Endpoint.EMBEDDINGS}:
-            yield look.tell(WARNING, ("slo", index), "embeddings have no time per output token")
-
-
-def _shares(look: Look) -> Iterator[Problem]:
-    for name in ("canary", "shadow"):
-        part = getattr(look.route, name)
-        if part is not None and not part.share:
-            yield look.tell(ERROR, (name, "share"), "a share of 0 is nothing", f"leave {name} out")
+            yield look.tell(WARNING, at, "embeddings have no time per output token")
 
 
 _OF_A_ROUTE: tuple[Callable[[Look], Iterator[Problem]], ...] = (
@@ -318,7 +310,6 @@ _OF_A_ROUTE: tuple[Callable[[Look], Iterator[Problem]], ...] = (
     _terms,
     _hedges,
     _slos,
-    _shares,
 )
 
 # --- aliases and classes ----------------------------------------------------------------------
@@ -328,20 +319,24 @@ def _nobody(looks: list[Look]) -> Iterator[Problem]:
     """Aliases and classes that get refused, and no test says that they should be."""
     served = {case.alias for look in looks for case in look.cases if case.eligible}
     for look in looks:
-        refused: dict[tuple[str, str], set[int]] = {}
+        refused: dict[tuple[str, str], list[int]] = {}
         for case in look.cases:
             if not case.eligible and case.rank <= _cleared(case.alias, look.subject):
-                refused.setdefault((case.alias, _reasons(case.decision)), set()).add(case.rank)
-        for (alias, reasons), ranks in sorted(refused.items()):
+                refused.setdefault((case.alias, _reasons(case.decision)), []).append(case.rank)
+        told: dict[tuple[str, str, str], list[str]] = {}
+        for (alias, reasons), ranks in refused.items():
             meant = [rank for name, rank in look.subject.refusals if name == alias]
-            missing = {rank for rank in ranks if not any(rank >= least for least in meant)}
+            missing = [rank for rank in ranks if not any(rank >= least for least in meant)]
             if missing:
-                yield look.tell(
-                    WARNING if alias in served or meant else ERROR,
-                    (),
-                    f"nobody may serve '{alias}' as {look.classes(missing)}: {reasons}",
-                    "let somebody, or say in a test that it is refused",
-                )
+                severity = WARNING if alias in served or meant else ERROR
+                told.setdefault((severity, look.classes(missing), reasons), []).append(alias)
+        for (severity, classes, reasons), aliases in told.items():
+            yield look.tell(
+                severity,
+                (),
+                f"nobody may serve {', '.join(aliases)} as {classes}: {reasons}",
+                "let somebody, or say in a test that it is refused",
+            )
 
 
 def _nobody_cleared(alias: Alias, subject: Subject) -> Iterator[Problem]:
