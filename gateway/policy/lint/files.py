@@ -55,38 +55,16 @@ def _stand_ins(subject: Subject) -> Iterator[Problem]:
                 f"{', '.join(map(str, alone))} stands in for nobody: in no equivalence group",
                 "declare a group, or say stand_in: alias",
             )
-    for name, group in zip(_keys(sheet, "equivalences"), catalog.equivalences, strict=False):
+    for group in catalog.equivalences:
         for target in sorted(group.targets, key=str):
             said = _PRECISION.search(target.model)
             if said and said[0].lower() not in group.precision.lower():
                 yield sheet.tell(
                     WARNING,
-                    ("equivalences", name),
+                    ("equivalence", group.name),
                     f"declared to be {group.precision}, but {target} is named {said[0]}",
                     "other precisions are other models: give each its group",
                 )
-
-
-def _two_groups(subject: Subject) -> Iterator[Problem]:
-    sheet = subject.catalog_file
-    first: dict[Target, Any] = {}
-    names = _keys(sheet, "equivalences")
-    for name, group in zip(names, subject.catalog.equivalences, strict=False):
-        for target in sorted(group.targets, key=str):
-            other = first.setdefault(target, group)
-            if (other.weights, other.precision) != (group.weights, group.precision):
-                yield sheet.tell(
-                    ERROR,
-                    ("equivalences", name),
-                    f"{target} is {group.weights} at {group.precision} here, and "
-                    f"{other.weights} at {other.precision} in '{other.name}'",
-                )
-
-
-def _keys(sheet: Sheet, name: str) -> list[str | int]:
-    """The keys, or the places, under which the file lists these."""
-    listed = sheet.value.get(name) or ()
-    return list(listed) if isinstance(listed, dict) else list(range(len(listed)))
 
 
 # --- prices -----------------------------------------------------------------------------------
@@ -249,7 +227,6 @@ def _spent(subject: Subject) -> Iterator[Problem]:
 _CHECKS: tuple[Callable[[Subject], Iterator[Problem]], ...] = (
     _clearances,
     _stand_ins,
-    _two_groups,
     _unpriced,
     _stale,
     _limits,

@@ -264,11 +264,6 @@ def _hedges(look: Look) -> Iterator[Problem]:
     if behaviour.hedge is None:
         return
     at = look.behaviour("hedge")
-    if min(behaviour.attempts_max, behaviour.backends_max) < 2:
-        yield look.sheet.tell(
-            ERROR, at, "a hedge needs a second attempt", "raise attempts_max and backends_max"
-        )
-        return
     backends: dict[str, int] = {}
     for case in look.cases:
         several = len({target.backend for target in case.eligible})
@@ -328,7 +323,7 @@ def _nobody(looks: list[Look]) -> Iterator[Problem]:
             meant = [rank for name, rank in look.subject.refusals if name == alias]
             missing = [rank for rank in ranks if not any(rank >= least for least in meant)]
             if missing:
-                severity = WARNING if alias in served or meant else ERROR
+                severity = WARNING if alias in served else ERROR
                 told.setdefault((severity, look.classes(missing), reasons), []).append(alias)
         for (severity, classes, reasons), aliases in told.items():
             yield look.tell(

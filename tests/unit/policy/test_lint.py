@@ -1,0 +1,425 @@
+"""Lints: each on a world made for it, told with place, reason and fix; and quiet on a good one."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+
+import pytest
+
+from gateway.domain.catalog import Target
+from gateway.domain.money import Rates
+from gateway.ledger.prices import load_prices
+from gateway.policy.catalog import load_catalog
+from gateway.policy.language import load_policy
+from gateway.policy.limits import load_limits
+from gateway.policy.lint import Sheet, Subject, lint
+from gateway.policy.source import ConfigErrors
+
+CATALOG = """\
+version: 1
+privacy_classes: [public, internal, secret]
+aliases:
+  chat: {targets: [home/m, host/m, api/m]}
+  embed: {targets: [api/e]}
+backends:
+  home:
+    {kind: self_hosted, wire: openai_http, base_url: "http://localhost/v1", cleared_for: secret, data: {source: ours, region: here}, models: {m: {}}}
+  host:
+    {kind: managed, wire: openai_http, base_url: "https://h/v1", cleared_for: internal, data: {source: theirs}, models: {m: {output_tokens_max: 9000}}}
+  api:
+    kind: closed_api
+    wire: openai_http
+    base_url: https://a/v1
+    models: {m: {context_tokens: 100000}, e: {endpoints: [embeddings]}}
+"""
+POLICY = """\
+version: 1
+name: p
+behaviour: {attempts_max: 3, backends_max: 3}
+routes:
+  - name: guarded
+    match: {privacy_at_least: internal}
+    prefer: [[home], [host]]
+    only: true
+default:
+  by: cheapest
+"""
+PRICES = """\
+version: 1
+prices:
+  - {backend: home, model: m, from: 2026-01-01, input_usd_per_mtok: "1", output_usd_per_mtok: "2", source: us, read_on: 2026-11-01}
+  - {backend: host, model: m, from: 2026-01-01, input_usd_per_mtok: "1", output_usd_per_mtok: "2", source: list, read_on: 2026-11-01}
+  - {backend: api, model: m, from: 2026-01-01, input_usd_per_mtok: "2", output_usd_per_mtok: "10", source: list, read_on: 2026-11-01}
+  - {backend: api, model: e, from: 2026-01-01, input_usd_per_mtok: "1", input_only: true, source: list, read_on: 2026-11-01}
+"""
+LIMITS = """\
+version: 1
+limits:
+  - name: team-day
+    per: team
+    usd: "50"
+    every: day
+"""
+TODAY = dt.date(2026, 11, 23)
+MEANT = frozenset({("embed", 1)})
+
+
+def told(
+    *,
+    catalog: str = CATALOG,
+    policy: str = POLICY,
+    prices: str = PRICES,
+    limits: str = "",
+    meant: frozenset[tuple[str, int]] = MEANT,
+    **changes,
+) -> list[str]:
+    loaded = load_catalog(catalog, source="catalog.yaml", secret_present=lambda _: True)
+    bounds = load_limits(limits, source="limits.yaml", catalog=loaded) if limits else ()
+    names = frozenset(limit.name for limit in bounds)
+    rates: Mapping[Target, Rates] = load_prices([("prices.yaml", prices)]).in_force(TODAY)
+    subject = Subject(
+        catalog=loaded,
+        policy=load_policy(policy, source="p.yaml", catalog=loaded, limits=names),
+        rates=rates,
+        today=TODAY,
+        catalog_file=Sheet("catalog.yaml", catalog),
+        policy_file=Sheet("p.yaml", policy),
+        price_files=(Sheet("prices.yaml", prices),),
+        limits=bounds,
+        limits_file=Sheet("limits.yaml", limits) if limits else None,
+        refusals=meant,
+        **{"workers": 1, "shared_store": True, **changes},
+    )
+    return [str(problem) for problem in lint(subject)]
+
+
+# What the good world has to tell: nobody is cleared for this class of this alias, whatever is done.
+USUAL = [
+    "catalog.yaml:5:20: note: aliases.embed.targets: nobody may serve internal, secret: cleared for public at most"
+]
+
+
+def extra(**changes) -> list[str]:
+    """What a change makes of the good world."""
+    assert told() == USUAL
+    return [line for line in told(**changes) if line not in USUAL]
+
+
+def edited(text: str, old: str, new: str) -> str:
+    assert text.count(old) == 1, f"{old!r} stands in one place"
+    return text.replace(old, new)
+
+
+def routes(new: str) -> str:
+    """The good policy with one more route after its first."""
+    return edited(POLICY, "default:\n", new + "default:\n")
+
+
+def default(new: str) -> str:
+    return edited(POLICY, "  by: cheapest\n", new)
+
+
+def test_a_good_world_is_quiet():
+    assert told() == USUAL
+
+
+def test_a_route_that_nothing_reaches():
+    late = routes("  - name: late\n    match: {privacy_at_least: secret}\n")
+    assert extra(policy=late) == [
+        "p.yaml:9:11: routes[1].name: never reached: 'guarded' before it take all that it fits; move it up, or narrow those"
+    ]
+
+
+def test_an_alias_of_a_route_that_earlier_routes_take():
+    policy = routes(
+        "  - {name: a, match: {aliases: [embed]}}\n  - {name: b, match: {aliases: [chat, embed]}}\n"
+    )
+    assert extra(policy=policy) == [
+        "p.yaml:10:39: warning: routes[2].match.aliases[1]: no request for 'embed' gets here; 'guarded' and 'a' before it take them"
+    ]
+
+
+def test_a_class_that_nobody_may_serve():
+    policy = edited(POLICY, "prefer: [[home], [host]]", "prefer: [[api]]")
+    lines = extra(policy=policy)
+    assert lines[0] == (
+        "p.yaml:5:5: warning: routes[0]: nobody may serve chat as internal: home, host: policy (in no tier, and the route takes no other); api: privacy (the request is internal, the backend is cleared for public); let somebody, or say in a test that it is refused"
+    )
+    assert "nobody may serve chat as secret: home: policy" in lines[1]
+    assert lines[2].startswith("p.yaml:7:15: warning: routes[0].prefer[0][0]: api is never used")
+
+
+def test_a_refusal_that_a_test_wants_is_no_oversight():
+    policy = edited(POLICY, "prefer: [[home], [host]]", "prefer: [[host]]")
+    (line,) = extra(policy=policy)
+    assert "nobody may serve chat as secret: home: policy" in line
+    assert extra(policy=policy, meant=MEANT | {("chat", 2)}) == []
+    assert extra(policy=policy, meant=MEANT | {("chat", 1)}) == [], "stricter is refused as well"
+
+
+def test_an_alias_that_nobody_serves_at_all_is_an_error():
+    policy = default("  prefer: [[home, host]]\n  only: true\n")
+    assert extra(policy=policy) == [
+        "p.yaml:10:3: default: nobody may serve embed as public: api: policy (in no tier, and the route takes no other); let somebody, or say in a test that it is refused"
+    ]
+
+
+def test_an_alias_whose_targets_are_all_switched_off():
+    catalog = edited(CATALOG, "    kind: closed_api", "    enabled: false\n    kind: closed_api")
+    assert told(catalog=catalog)[0] == (
+        "catalog.yaml:5:20: warning: aliases.embed.targets: all of them are switched off; set enabled: true"
+    )
+
+
+DEAD = [
+    (
+        edited(POLICY, "prefer: [[home], [host]]", "prefer: [[home], [host, api]]"),
+        "p.yaml:7:29: warning: routes[0].prefer[1][1]: api is never used here: cleared for public at most, and what gets here is internal or more",
+    ),
+    (
+        edited(POLICY, "prefer: [[home], [host]]", "prefer: [[home], [host, closed_api]]"),
+        "p.yaml:7:29: note: routes[0].prefer[1][1]: closed_api is never used here: cleared for public at most, and what gets here is internal or more",
+    ),
+    (
+        edited(POLICY, "    only: true", "    canary: {backends: [api], share: 0.1}"),
+        "p.yaml:8:24: routes[0].canary.backends: api never gets its share: cleared for public at most, and what gets here is internal or more",
+    ),
+    (
+        edited(POLICY, "    only: true", "    shadow: {backend: api, share: 0.1}"),
+        "p.yaml:8:23: routes[0].shadow.backend: api never gets its copies: cleared for public at most, and what gets here is internal or more",
+    ),
+    (
+        routes("  - name: vectors\n    match: {aliases: [embed]}\n    prefer: [[api], [host]]\n"),
+        "p.yaml:11:22: warning: routes[1].prefer[1][0]: host is never used here: no alias that gets here has a target there",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("policy", "line"), DEAD)
+def test_a_backend_that_is_named_and_never_used(policy, line):
+    assert line in extra(policy=policy)
+
+
+def test_a_shadow_may_be_outside_of_the_tiers():
+    policy = default(
+        "  prefer: [[home, api]]\n  only: true\n  shadow: {backend: host, share: 0.1}\n"
+    )
+    assert extra(policy=policy) == []
+
+
+HOST_ROW = PRICES.splitlines(keepends=True)[3]
+
+
+def test_a_backend_without_a_price_where_prices_are_compared():
+    prices = edited(PRICES, HOST_ROW, "")
+    assert extra(prices=prices) == [
+        "catalog.yaml:10:122: note: backends.host.models.m: no price for host/m: unpriced, not free; add a row to prices/",
+        "p.yaml:10:7: warning: default.by: has no price for host/m: last of their tier, in any order; add a row to prices/, or say own_cost: marginal for machines of your own",
+    ]
+    assert len(extra(prices=prices, policy=default("  by: fastest\n"))) == 1, "only the note"
+    tiers = default("  prefer: [[home], [host], [api]]\n  by: cheapest\n")
+    assert len(extra(prices=prices, policy=tiers)) == 1, "alone in its tier it has no rival"
+
+
+def test_own_machines_need_no_price_where_they_count_as_paid_for():
+    prices = edited(PRICES, PRICES.splitlines(keepends=True)[2], "")
+    assert len(extra(prices=prices)) == 2
+    paid_for = default("  by: cheapest\n  own_cost: marginal\n")
+    assert len(extra(prices=prices, policy=paid_for)) == 1
+
+
+def test_a_price_limit_keeps_out_what_has_no_price():
+    lines = extra(prices=edited(PRICES, HOST_ROW, ""), policy=default('  price_max_usd: "0.05"\n'))
+    assert lines[1] == (
+        "p.yaml:10:18: warning: default.price_max_usd: keeps out host/m: no price is known on 2026-11-23; add a row to prices/"
+    )
+
+
+def test_a_price_from_tomorrow_on_is_no_price_today():
+    later = HOST_ROW.replace("from: 2026-01-01", "from: 2026-11-24")
+    assert (
+        "no price for host/m on 2026-11-23, only later"
+        in extra(prices=PRICES.replace(HOST_ROW, later))[0]
+    )
+
+
+def test_a_price_that_nobody_has_looked_at_for_long():
+    old = HOST_ROW.replace("read_on: 2026-11-01", "read_on: 2026-05-26")
+    assert extra(prices=PRICES.replace(HOST_ROW, old)) == [
+        "prices.yaml:4:123: warning: prices[1].read_on: the price of host/m was read 181 days ago; compare it with the vendor's and append a row"
+    ]
+    assert extra(prices=PRICES.replace(HOST_ROW, old.replace("05-26", "05-27"))) == []
+    newer = HOST_ROW.replace("from: 2026-01-01", "from: 2026-02-01")
+    assert extra(prices=PRICES.replace(HOST_ROW, old + newer)) == [], "its successor was"
+
+
+def test_a_price_of_nothing():
+    stray = HOST_ROW.replace("backend: host", "backend: hosts")
+    assert "prices.yaml:7:5: note: prices[4]: a price for hosts/m, which is not in the catalog" in (
+        extra(prices=PRICES + stray)
+    )
+
+
+def test_terms_that_keep_a_backend_out_are_listed():
+    policy = default("  require: {regions: [here, there]}\n")
+    lines = extra(policy=policy, meant=MEANT | {("embed", 0)})
+    assert lines == [
+        "p.yaml:10:12: note: default.require: keeps out api, host: the region is not stated, asked for is here, there"
+    ]
+
+
+def test_a_clearance_on_terms_that_nobody_stated():
+    catalog = edited(CATALOG, "data: {source: theirs}, ", "")
+    assert extra(catalog=catalog) == [
+        "catalog.yaml:10:79: warning: backends.host.cleared_for: cleared for internal on terms that nobody stated; name in data.source where they were read, and when"
+    ]
+
+
+def test_a_hedge_without_a_second():
+    hedge = "behaviour: {hedge: {after_ms: 500}, "
+    policy = edited(POLICY, "behaviour: {", hedge)
+    assert extra(policy=policy) == [
+        "p.yaml:3:20: note: behaviour.hedge: nobody to hedge with for embed: one backend each"
+    ]
+    alone = edited(
+        policy,
+        "  - name: guarded\n    match: {privacy_at_least: internal}",
+        "  - name: guarded\n    match: {aliases: [embed]}",
+    )
+    assert (
+        "p.yaml:3:20: warning: behaviour.hedge: nobody to hedge with for embed: one backend each"
+        in extra(policy=edited(alone, "    prefer: [[home], [host]]\n    only: true\n", ""))
+    )
+
+
+def test_a_hedge_is_told_where_it_is_written():
+    policy = default("  behaviour: {hedge: {after_ms: 500}}\n")
+    assert extra(policy=policy)[0].startswith("p.yaml:10:22: note: default.behaviour.hedge: nobody")
+
+
+def test_a_service_level_that_cannot_be_missed():
+    assert extra(policy=default("  slo: {ttft_ms: {p95: 30000}}\n")) == [
+        "p.yaml:10:24: warning: default.slo.ttft_ms.p95: never missed: every backend is given up on after 30000 ms anyway; lower it"
+    ]
+    assert extra(policy=default("  slo: {ttft_ms: {p95: 29999}}\n")) == []
+    vectors = routes("  - {name: v, match: {aliases: [embed]}, slo: {tpot_ms: {p50: 10}}}\n")
+    assert extra(policy=vectors) == [
+        "p.yaml:9:63: warning: routes[1].slo.tpot_ms.p50: embeddings have no time per output token"
+    ]
+
+
+GROUPS = """\
+equivalence:
+  one: {weights: w, precision: bf16, declared_by: us, targets: [home/m, host/m]}
+"""
+
+
+def grouped(groups: str) -> str:
+    catalog = edited(CATALOG, "chat: {targets", "chat: {stand_in: group, targets")
+    return edited(catalog, "backends:\n", groups + "backends:\n")
+
+
+def test_a_target_in_no_group_stands_in_for_nobody():
+    assert extra(catalog=grouped(GROUPS)) == [
+        "catalog.yaml:4:20: warning: aliases.chat.stand_in: api/m stands in for nobody: in no equivalence group; declare a group, or say stand_in: alias"
+    ]
+
+
+def test_a_name_that_tells_of_another_precision():
+    catalog = (
+        grouped(GROUPS)
+        .replace("home/m", "home/m-AWQ")
+        .replace("models: {m: {}}}", "models: {m-AWQ: {}}}")
+    )
+    assert (
+        "catalog.yaml:7:8: warning: equivalence.one: declared to be bf16, but home/m-AWQ is named AWQ; other precisions are other models: give each its group"
+        in extra(catalog=catalog)
+    )
+
+
+# --- limits -----------------------------------------------------------------------------------
+
+
+def test_a_budget_that_one_request_exceeds():
+    lines = extra(limits=edited(LIMITS, '"50"', '"0.1"'))
+    assert lines == [
+        "limits.yaml:5:10: warning: limits[0].usd: one request may want more than all of it: the longest for api/m costs $0.232768, of $0.1; such requests are refused; raise it if that is not meant"
+    ]
+    assert extra(limits=edited(LIMITS, '"50"', '"0.25"')) == []
+
+
+def test_a_budget_that_no_request_fits():
+    """What is held is the dearest target's: 4,096 tokens at 10 dollars a million."""
+    chat = edited(LIMITS, "per: team", "per: team\n    match: {alias: [chat]}")
+    assert extra(limits=edited(chat, '"50"', '"0.04"')) == [
+        "limits.yaml:6:10: limits[0].usd: no request fits: $0.04096 is held for its output alone, of $0.04; raise it, or lower hold_output_tokens"
+    ]
+    assert "no request fits" not in "".join(extra(limits=edited(chat, '"50"', '"0.05"')))
+
+
+def test_tokens_that_no_answer_fits():
+    tokens = edited(LIMITS, 'usd: "50"', "tokens: 4096")
+    assert extra(limits=tokens) == [
+        "limits.yaml:5:13: limits[0].tokens: no request fits: 4096 tokens are held for its output alone, of 4096; raise it, or lower hold_output_tokens"
+    ]
+    assert extra(limits=edited(tokens, "4096", "4097")) == []
+
+
+def test_money_that_nobody_can_count():
+    lines = extra(limits=LIMITS, prices=edited(PRICES, HOST_ROW, ""))
+    assert (
+        "limits.yaml:5:10: warning: limits[0].usd: keeps requests from host/m: no price, and money must count; add rows to prices/"
+    ) in lines
+
+
+def test_limits_that_are_not_shared():
+    assert extra(limits=LIMITS) == []
+    assert extra(limits=LIMITS, shared_store=False) == [
+        "limits.yaml:2:1: note: limits: without WEIGHBRIDGE_REDIS_URL every process counts for itself; to share a limit, several workers or nodes need Redis"
+    ]
+    (line,) = extra(limits=LIMITS, shared_store=False, workers=4)
+    assert line.startswith("limits.yaml:2:1: warning: ")
+    assert "each of the 4 workers its part" in line
+
+
+def test_a_used_up_limit_that_changes_nothing():
+    asks = LIMITS + "    at_limit: route\n"
+    assert extra(limits=asks) == [
+        "limits.yaml:7:15: warning: limits[0].at_limit: used up, it changes nothing: no route of p matches spent: team-day; add such a route, or say at_limit: refuse"
+    ]
+    route = routes("  - {name: cheap, match: {spent: team-day}, prefer: [[home, api]]}\n")
+    assert extra(limits=asks, policy=route) == []
+    said = routes(
+        "  - {name: cheap, match: {expression: '\"team-day\" in spent'}, prefer: [[home, api]]}\n"
+    )
+    assert extra(limits=asks, policy=said) == []
+
+
+# --- values that look alike -------------------------------------------------------------------
+
+LOOK_ALIKES = [
+    ("only: no", "8:11: routes[0].only: unquoted no is not text to all readers; write true, false or null, or quote it if it is text"),
+    ("window: {from: 12:30}", "8:20: routes[0].window.from: unquoted 12:30 is not the same number to all readers; write it plainly, or quote it if it is text"),
+    ("price_max_usd: 010", "8:20: routes[0].price_max_usd: unquoted 010 is not the same number to all readers; write it plainly, or quote it if it is text"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "line"), LOOK_ALIKES)
+def test_a_value_that_readers_disagree_about_is_refused_with_place_reason_and_fix(text, line):
+    with pytest.raises(ConfigErrors) as caught:
+        told(policy=edited(POLICY, "only: true", text))
+    assert f"p.yaml:{line}" in str(caught.value)
+
+
+NEVER = [
+    ("canary: {backends: [host], share: 0}", "routes[0].canary.share: must be more than 0"),
+    ("shadow: {backend: host, share: 0}", "routes[0].shadow.share: must be more than 0"),
+]
+
+
+@pytest.mark.parametrize(("text", "line"), NEVER)
+def test_what_could_never_happen_does_not_load(text, line):
+    with pytest.raises(ConfigErrors) as caught:
+        told(policy=edited(POLICY, "only: true", text))
+    assert line in str(caught.value)
