@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import typer
 
+from gateway.cli.policy.backtest import backtest
 from gateway.cli.policy.check import check
+from gateway.cli.policy.plan import plan
 from gateway.cli.policy.schema import schema
 
 app = typer.Typer(
@@ -17,5 +19,5 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (check, schema):
+for command in (backtest, check, plan, schema):
     app.command()(command)
