@@ -1,36 +1,53 @@
 """Decide: which targets of an alias a request may go to, and in what order. Pure.
 
-Owns: the order of the rules, the scores, and nothing else. A decision is a function of policy,
-catalog, rates, facts and snapshot alone, so its record replays to the same decision.
+Owns the order of the rules and who is chosen; `matching`, `terms` and `scoring` say what fits, what
+satisfies and what compares how. A decision is a function of policy, catalog, rates, facts and
+snapshot alone, so its record replays to the same decision.
 
-1. Filter. Each target meets the rules in the order of `domain.decision.Rule`; the first that it
+1. Route. The first that fits decides. An expression that fails leaves no route and no candidate:
+   which route would have been right is not known.
+2. Filter. Each target meets the rules in the order of `domain.decision.Rule`; the first that it
    breaks excludes it. Privacy comes before everything a policy or the moment could say, and no
    setting reaches it.
-2. Order what is left: tier, then the route's objective, then the tie-break.
-3. Affinity may move one target to the front; it never adds one.
-4. Cut to the policy's attempts and backends.
+3. Order what is left:
+     turn      a canary for the requests in its share; all others; our own machines over their
+               spill thresholds; a canary for the requests outside its share, and one taken back
+     tier      of the route's `prefer`
+     level     who is predicted to meet all service levels before who misses one
+     score     the route's objective; equals by lower cost, then by the tie-break
+4. Choose. The first of that order, but for, in this order,
+     affinity  the pin, in the same turn and level: in the same tier, or with `cost_ratio_max` in
+               any tier while it costs at most so many times as much (where both are priced)
+     explore   a share of the requests takes another target of the same tier
+     incumbent of a mix: stays while its score is within the hysteresis of the best
+   None of them adds a target, nor goes to one that spilled or is a canary of others.
+5. Keep, where only an equivalence group may stand in, those in a group with the first.
+6. Cut to the route's attempts and backends.
 
 INVARIANTS
 - Every target of the alias ends in exactly one of `order`, `cut` and `excluded`.
 - No target whose clearance is below the request's privacy class is ever in `order`.
-- What is not known is never taken for good: an unknown price fails a price limit and sorts last.
-  An unknown context window is the one exception: the backend itself refuses what is too long.
+- What is not known is never taken for good: an unknown price fails a price limit and sorts last,
+  terms that are not stated do not satisfy. Exceptions: the backend itself refuses what is too long
+  for an unknown context; what was not measured meets its level (`scoring`).
+- Who else is there does not matter: removing a target that was not chosen never changes who is.
+  One exception: where an explored target, or a pin with `cost_ratio_max`, was put before the first
+  of the order, it was so in view of that one; without it the choice is made anew.
 - No decision is an error: with nothing eligible, `order` is empty and `excluded` says why.
 
-`Router` does per (policy, catalog, rates) what does not depend on the request, so that a decision
-is one pass over a short table. Build a new one when any of the three changes, at the latest at
-midnight UTC, when other price rows may come into force.
+`Router` does per (policy, catalog, rates) what does not depend on the request, when an alias and a
+route are first asked for, so that a decision is one pass over a short table. Build a new one when
+any of the three changes, at the latest at midnight UTC, when other price rows may come into force.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from decimal import Decimal
-from hashlib import blake2b
+from dataclasses import dataclass, field
+from math import exp, inf, log1p
 from typing import NamedTuple
 
-from gateway.domain.catalog import Alias, Backend, Catalog, Model, Target
+from gateway.domain.catalog import Catalog, StandIn, Target
 from gateway.domain.decision import (
     BackendView,
     Candidate,
@@ -41,58 +58,35 @@ from gateway.domain.decision import (
     Snapshot,
 )
 from gateway.domain.money import Rates
-from gateway.domain.request import Capability, Endpoint
-from gateway.policy.language import Affinity, By, Match, Policy, Route
+from gateway.policy.expressions import ExpressionFailed
+from gateway.policy.language import Affinity, By, Policy, Route
+from gateway.policy.scoring import KNOWN, REASONS, cost, latency, misses
+from gateway.policy.table import Plan, Row
 
-_UNBOUNDED = 1 << 62
 _UNSEEN = BackendView()
 _MIX, _MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1  # Fibonacci hashing
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Row:
-    """A target of an alias under a route: all that does not depend on the request.
-
-    `price_in`/`price_out` are integers: nano-USD per token times `price_scale`; scale 0 where
-    the target has no price. `salt` is stable over processes and over changes of the catalog.
-    """
-
-    target: Target
-    backend: str
-    index: int
-    salt: int
-    tier: int
-    by_policy: bool
-    unconfigured: str | None
-    clearance: int
-    endpoints: frozenset[Endpoint]
-    capabilities: frozenset[Capability]
-    context_tokens: int
-    prompt_tokens_max: int
-    output_tokens_max: int
-    concurrency_max: int
-    price_in: int
-    price_out: int
-    price_scale: int
+_CANARY, _REGULAR, _SPILLED, _WITHHELD = range(4)  # turns
 
 
 class _Ranked(NamedTuple):
-    """An eligible target, sorted by its first five fields; `place` is unique, so no row counts."""
+    """An eligible target, sorted by its first eight fields: `place` is unique, no other counts.
 
+    `compared` is the cost that counts, `cost` the one that would be booked.
+    """
+
+    turn: int
     tier: int
+    missed: bool
     group: int
-    value: float
+    figure: float
+    dearness: float
     tie: int
-    place: int  # in the alias
-    row: _Row
+    place: int
+    row: Row
+    compared: int | None
     cost: int | None
     latency: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    route: Route
-    rows: tuple[_Row, ...]
+    misses: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,66 +94,136 @@ class Router:
     """A policy made ready for a catalog and the rates in force."""
 
     policy: Policy
-    classes: tuple[str, ...]
-    plans: Mapping[str, tuple[_Plan, ...]]
-    routes: Mapping[str, Route]
+    catalog: Catalog
+    rates: Mapping[Target, Rates]
+    _routes: Mapping[str, Route]
+    _plans: dict[str, tuple[Plan, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def build(cls, policy: Policy, catalog: Catalog, rates: Mapping[Target, Rates]) -> Router:
-        """Prepare the tables: one per alias and route that may match it."""
-        return cls(
-            policy=policy,
-            classes=catalog.privacy_classes,
-            routes={route.name: route for route in policy.routes},
-            plans={
-                name: tuple(
-                    _Plan(route, _rows(alias, route, catalog, rates))
-                    for route in policy.routes
-                    if route.match.aliases is None or name in route.match.aliases
-                )
-                for name, alias in catalog.aliases.items()
-            },
-        )
+        """Cheap: the tables are made as they are first asked for."""
+        routes = {route.name: route for route in policy.routes}
+        return cls(policy=policy, catalog=catalog, rates=rates, _routes=routes)
+
+    def route(self, name: str) -> Route:
+        """The route that `Decision.route` names. Raises KeyError where there is none."""
+        return self._routes[name]
 
     def decide(self, facts: Facts, snapshot: Snapshot) -> Decision:
         """The decision for one request. An alias that does not exist has no candidates."""
-        policy = self.policy
-        for plan in self.plans.get(facts.alias, ()):
-            if _matches(plan.route.match, facts):
-                break
-        else:
-            return Decision(
-                policy=policy.name, policy_digest=policy.digest, route="", order=(), excluded=()
+        plan = None
+        try:
+            for plan in self._plans.get(facts.alias) or self._plans_of(facts.alias):
+                for test in plan.conditions:
+                    if not test(facts):
+                        break
+                else:
+                    return self._decide(plan, facts, snapshot)
+        except ExpressionFailed as error:
+            assert plan is not None
+            detail = f"the expression of route {plan.route.name} failed: {error}"
+            targets = dict.fromkeys(plan.alias.targets)
+            return self._decision(
+                "", (), tuple(Exclusion(t, Rule.EXPRESSION, detail) for t in targets)
             )
-        route = plan.route
-        price_max = route.price_max_nano_usd
-        ranked: list[_Ranked] = []
-        excluded: list[Exclusion] = []
-        for row in plan.rows:
-            view = snapshot.get(row.backend, _UNSEEN)
-            cost = _cost(row, facts) if row.price_scale else None
-            broken = self._unfit(row, facts) or _unready(row, view, cost, price_max)
-            if broken is None:
-                ranked.append(_rank(row, route.by, facts, view, cost))
-            else:
-                excluded.append(Exclusion(row.target, *broken))
+        return self._decision("", (), ())
+
+    def _decide(self, plan: Plan, facts: Facts, snapshot: Snapshot) -> Decision:
+        if not plan.rows:
+            plan.fill(self.catalog, self.rates)
+        ranked, excluded = self._sift(plan, facts, snapshot)
+        if not ranked:
+            return self._decision(plan.route.name, (), tuple(excluded))
         ranked.sort()
-        pinned = _pin(ranked, facts.pinned, policy.behaviour.affinity)
-        order, cut = _cut(ranked, policy, route.by, pinned)
+        why = _choose(plan, facts, ranked)
+        if plan.alias.stand_in is StandIn.GROUP:
+            ranked = _only_stand_ins(ranked, excluded)
+        order, cut = _cut(plan, ranked, why)
+        return self._decision(plan.route.name, order, tuple(excluded), cut)
+
+    def _decision(
+        self,
+        route: str,
+        order: tuple[Candidate, ...],
+        excluded: tuple[Exclusion, ...],
+        cut: tuple[Target, ...] = (),
+    ) -> Decision:
         return Decision(
-            policy=policy.name,
-            policy_digest=policy.digest,
-            route=route.name,
+            policy=self.policy.name,
+            policy_digest=self.policy.digest,
+            route=route,
             order=order,
-            excluded=tuple(excluded),
+            excluded=excluded,
             cut=cut,
         )
 
-    def route(self, name: str) -> Route:
-        """The route a decision names. Raises KeyError."""
-        return self.routes[name]
+    def _plans_of(self, name: str) -> tuple[Plan, ...]:
+        alias = self.catalog.aliases.get(name)
+        if alias is None:
+            return ()
+        plans = tuple(
+            Plan.of(route, alias)
+            for route in self.policy.routes
+            if route.match.aliases is None or name in route.match.aliases
+        )
+        self._plans[name] = plans
+        return plans
 
-    def _unfit(self, row: _Row, facts: Facts) -> tuple[Rule, str] | None:
+    # --- filtering --------------------------------------------------------------------------
+
+    def _sift(
+        self, plan: Plan, facts: Facts, snapshot: Snapshot
+    ) -> tuple[list[_Ranked], list[Exclusion]]:
+        """Who is eligible, with its place in the order, and who is not."""
+        route = plan.route
+        price_max, objective, levels = route.price_max_nano_usd, plan.objective, plan.levels
+        in_share = facts.bucket < plan.canary_buckets and route.name not in facts.reverted
+        pinned = -1 if facts.pinned is None else plan.places.get(facts.pinned, -1)
+        ranked: list[_Ranked] = []
+        excluded: list[Exclusion] = []
+        for row in plan.rows:
+            broken = self._unfit(row, facts)
+            if broken is None:
+                view = snapshot.get(row.backend, _UNSEEN)
+                booked = compared = None
+                if row.prices is not None:
+                    cached = facts.cached_tokens if row.place == pinned else 0
+                    booked = compared = cost(row.prices, facts, cached)
+                if row.paid_for:
+                    compared = 0
+                broken = _unready(row, view, compared, price_max)
+            if broken is not None:
+                excluded.append(Exclusion(row.target, *broken))
+                continue
+            turn = _REGULAR
+            if row.canary:
+                turn = _CANARY if in_share else _WITHHELD
+            if row.spills is not None and turn != _WITHHELD and _over(row.spills, view):
+                turn = _SPILLED
+            time = latency(view, facts)
+            missed = misses(levels, view, facts, time) if levels else ()
+            group, figure = objective.score(compared, time, view.in_flight)
+            ranked.append(
+                _Ranked(
+                    turn,
+                    row.tier,
+                    bool(missed),
+                    group,
+                    row.place if objective.by is By.ORDER else figure,
+                    inf if booked is None else booked,
+                    # Keeps its order when others come or go.
+                    ((row.salt ^ facts.tie_break) * _MIX) & _MASK,
+                    row.place,
+                    row,
+                    compared,
+                    booked,
+                    time,
+                    missed,
+                )
+            )
+        return ranked, excluded
+
+    def _unfit(self, row: Row, facts: Facts) -> tuple[Rule, str] | None:
         """The rule by which this request may never go to this target, if there is one."""
         if row.unconfigured is not None:
             return Rule.NOT_CONFIGURED, row.unconfigured
@@ -171,25 +235,18 @@ class Router:
         if facts.needs and not facts.needs <= row.capabilities:
             missing = sorted(need.value for need in facts.needs - row.capabilities)
             return Rule.CAPABILITY, f"lacks {', '.join(missing)}"
-        tokens = facts.prompt_tokens + facts.output_tokens
-        if tokens > row.context_tokens:
-            return Rule.CONTEXT, f"{tokens} tokens, {row.context_tokens} fit"
-        if facts.prompt_tokens > row.prompt_tokens_max:
-            return (
-                Rule.CONTEXT,
-                f"prompt of {facts.prompt_tokens} tokens over {row.prompt_tokens_max}",
-            )
-        if facts.output_tokens > row.output_tokens_max:
-            return (
-                Rule.CONTEXT,
-                f"output of {facts.output_tokens} tokens over {row.output_tokens_max}",
-            )
-        if row.by_policy:
-            return Rule.POLICY, "in no tier, and the route takes no other"
-        return None
+        prompt, output = facts.prompt_tokens, facts.output_tokens
+        if prompt + output > row.context_tokens:
+            return Rule.CONTEXT, f"{prompt + output} tokens, {row.context_tokens} fit"
+        if prompt > row.prompt_tokens_max:
+            return Rule.CONTEXT, f"prompt of {prompt} tokens over {row.prompt_tokens_max}"
+        if output > row.output_tokens_max:
+            return Rule.CONTEXT, f"output of {output} tokens over {row.output_tokens_max}"
+        return row.unfit
 
     def _class(self, rank: int) -> str:
-        return self.classes[rank] if 0 <= rank < len(self.classes) else f"class {rank}"
+        classes = self.catalog.privacy_classes
+        return classes[rank] if 0 <= rank < len(classes) else f"class {rank}"
 
 
 def decide(
@@ -203,92 +260,14 @@ def decide(
     return Router.build(policy, catalog, rates).decide(facts, snapshot)
 
 
-# --- preparing --------------------------------------------------------------------------------
-
-
-def _rows(
-    alias: Alias, route: Route, catalog: Catalog, rates: Mapping[Target, Rates]
-) -> tuple[_Row, ...]:
-    rows = []
-    for index, target in enumerate(dict.fromkeys(alias.targets)):
-        backend = catalog.backends[target.backend]
-        rows.append(_row(index, target, backend, route, rates.get(target)))
-    return tuple(rows)
-
-
-def _row(index: int, target: Target, backend: Backend, route: Route, rates: Rates | None) -> _Row:
-    model: Model = backend.models[target.model]
-    names = {backend.name, backend.kind.value}
-    tiers = [tier for tier, preferred in enumerate(route.prefer) if preferred & names]
-    price_in, price_out, price_scale = _integers(rates)
-    return _Row(
-        target=target,
-        backend=backend.name,
-        index=index,
-        salt=int.from_bytes(blake2b(str(target).encode(), digest_size=8).digest()),
-        tier=tiers[0] if tiers else len(route.prefer),
-        by_policy=route.only and not tiers,
-        unconfigured=None if backend.configured else backend.why_unconfigured or "not configured",
-        clearance=backend.clearance,
-        endpoints=model.endpoints,
-        capabilities=model.capabilities,
-        context_tokens=model.context_tokens or _UNBOUNDED,
-        prompt_tokens_max=model.prompt_tokens_max or _UNBOUNDED,
-        output_tokens_max=model.output_tokens_max or _UNBOUNDED,
-        concurrency_max=backend.limits.concurrency_max,
-        price_in=price_in,
-        price_out=price_out,
-        price_scale=price_scale,
-    )
-
-
-def _integers(rates: Rates | None) -> tuple[int, int, int]:
-    """Rates as whole numbers over a common scale, so that costs are exact without Decimal."""
-    if rates is None:
-        return 0, 0, 0
-    digits = max(_digits(rates.input), _digits(rates.output))
-    scale: int = 10**digits
-    # 1 USD per million tokens is 1,000 nano-USD per token.
-    return int(rates.input * scale) * 1000, int(rates.output * scale) * 1000, scale
-
-
-def _digits(value: Decimal) -> int:
-    exponent = value.as_tuple().exponent
-    assert isinstance(exponent, int), "a price is a finite number"
-    return max(0, -exponent)
-
-
-# --- filtering --------------------------------------------------------------------------------
-
-
-def _matches(match: Match, facts: Facts) -> bool:
-    if match.endpoint is not None and match.endpoint is not facts.endpoint:
-        return False
-    if match.stream is not None and match.stream is not facts.stream:
-        return False
-    if match.needs and not match.needs <= facts.needs:
-        return False
-    privacy, tokens = facts.privacy, facts.prompt_tokens
-    return not (
-        (match.privacy_at_least is not None and privacy < match.privacy_at_least)
-        or (match.privacy_at_most is not None and privacy > match.privacy_at_most)
-        or (match.prompt_tokens_min is not None and tokens < match.prompt_tokens_min)
-        or (match.prompt_tokens_max is not None and tokens > match.prompt_tokens_max)
-    )
-
-
-def _cost(row: _Row, facts: Facts) -> int:
-    """Predicted cost in nano-USD, half to even: `domain.money.cost` with nothing cached."""
-    exact = row.price_in * facts.prompt_tokens + row.price_out * facts.output_tokens
-    whole, rest = divmod(exact, row.price_scale)
-    twice = 2 * rest
-    return whole + (twice > row.price_scale or (twice == row.price_scale and whole & 1))
-
-
 def _unready(
-    row: _Row, view: BackendView, cost: int | None, price_max: int | None
+    row: Row, view: BackendView, cost: int | None, price_max: int | None
 ) -> tuple[Rule, str] | None:
-    """The rule by which this target is out for its price or for the moment, if there is one."""
+    """The rule by which this target is out for its price or for the moment, if there is one.
+
+    A half-open circuit is neither out nor behind: it lets one request through, which has the
+    others to fall back on; behind them it would never get the traffic that closes it again.
+    """
     if price_max is not None:
         if cost is None:
             return Rule.PRICE_UNKNOWN, "the route has a price limit and this price is not known"
@@ -300,8 +279,8 @@ def _unready(
         return Rule.COOLING, _wait(view, "asked us to wait")
     if not view.healthy:
         return Rule.UNHEALTHY, "its health check fails"
-    if view.in_flight >= row.concurrency_max:
-        return Rule.CAPACITY, f"{view.in_flight} requests in flight, {row.concurrency_max} allowed"
+    if view.in_flight >= row.in_flight_max:
+        return Rule.CAPACITY, f"{view.in_flight} requests in flight, {row.in_flight_max} {row.room}"
     return None
 
 
@@ -309,80 +288,118 @@ def _wait(view: BackendView, why: str) -> str:
     return why if view.retry_after_s is None else f"{why}, next try in {view.retry_after_s:.1f} s"
 
 
-# --- ordering ---------------------------------------------------------------------------------
+def _over(spills: tuple[float, float, float], view: BackendView) -> bool:
+    in_flight, queue, kv_used = spills
+    return (
+        view.in_flight >= in_flight
+        or (view.queue is not None and view.queue > queue)
+        or (view.kv_used is not None and view.kv_used > kv_used)
+    )
 
 
-def _rank(row: _Row, by: By, facts: Facts, view: BackendView, cost: int | None) -> _Ranked:
-    """The sort key. A half-open circuit keeps its place: it lets one request through, which has the
-    others to fall back on; behind them it would never get the traffic that closes it again."""
-    latency = _latency(view, facts)
-    group, value = 0, 0.0
-    tie = ((row.salt ^ facts.tie_break) * _MIX) & _MASK  # keeps its order when others come or go
-    if by is By.CHEAPEST:
-        group, value = (1, 0) if cost is None else (0, cost)
-    elif by is By.FASTEST:
-        # One request at a time explores a backend that was never measured: with nothing in flight
-        # it sorts first, else last, so that a burst does not pile up on what is not known.
-        if latency is not None:
-            group, value = 1, latency
-        elif view.in_flight:
-            group = 2
-    else:
-        value = row.index
-    return _Ranked(row.tier, group, value, tie, row.index, row, cost, latency)
+# --- choosing ---------------------------------------------------------------------------------
 
 
-def _latency(view: BackendView, facts: Facts) -> float | None:
-    """Predicted milliseconds to the last token; without TPOT (embeddings) to the first."""
-    if view.ttft_ms is None:
-        return None
-    return view.ttft_ms + facts.output_tokens * (view.tpot_ms or 0.0)
+def _choose(plan: Plan, facts: Facts, ranked: list[_Ranked]) -> str:
+    """Move who is to be tried first to the front, and say why it is that one."""
+    route, best = plan.route, ranked[0]
+    affinity = route.behaviour.affinity
+    if affinity is not None and facts.pinned is not None:
+        pinned = _find(plan, ranked, facts.pinned)
+        if pinned is not None and _holds(pinned, best, affinity):
+            _to_front(ranked, pinned)
+            return "affinity"
+    if best.turn == _CANARY:
+        return "canary"
+    if best.turn != _REGULAR:
+        return "fallback"
+    if route.explore and _uniform(facts.tie_break) < route.explore:
+        others = [e for e in ranked[1:] if e.turn == best.turn and e.tier == best.tier]
+        if others:
+            _to_front(ranked, min(others, key=lambda entry: (entry.tie, entry.place)))
+            return "explore"
+    if route.by is By.MIX and facts.incumbent is not None and best.group == KNOWN:
+        incumbent = _find(plan, ranked, facts.incumbent)
+        # As neighbours in the order, up to the figure.
+        if (
+            incumbent is not None
+            and incumbent[:4] == best[:4]
+            and incumbent.figure <= best.figure + log1p(route.hysteresis)
+        ):
+            _to_front(ranked, incumbent)
+    # Whoever has spilled and would be before: it is the reason.
+    spill = route.behaviour.spill
+    if spill is not None and any(e.turn == _SPILLED and e[1:8] < ranked[0][1:8] for e in ranked):
+        return "spill"
+    return REASONS[route.by] if best.tier == 0 else "fallback"
 
 
-def _pin(ranked: list[_Ranked], pinned: Target | None, affinity: Affinity | None) -> bool:
-    """Move the pinned target to the front, if it is eligible and affinity holds for it."""
-    if pinned is None or affinity is None:
+def _find(plan: Plan, ranked: list[_Ranked], target: Target) -> _Ranked | None:
+    place = plan.places.get(target)
+    return next((entry for entry in ranked if entry.place == place), None)
+
+
+def _holds(pinned: _Ranked, best: _Ranked, affinity: Affinity) -> bool:
+    if pinned.turn != best.turn or pinned.missed > best.missed:
         return False
-    entry = next((entry for entry in ranked if entry.row.target == pinned), None)
-    if entry is None:
-        return False
-    best = ranked[0]
-    if affinity.cost_ratio_max is not None and best.cost is not None and entry.cost is not None:
-        holds = entry.cost <= best.cost * affinity.cost_ratio_max
-    else:
-        holds = entry.tier == best.tier
-    if holds:
-        ranked.remove(entry)
-        ranked.insert(0, entry)
-    return holds
+    ratio = affinity.cost_ratio_max
+    if ratio is None or best.compared is None or pinned.compared is None:
+        return pinned.tier == best.tier
+    return pinned.compared <= best.compared * ratio
+
+
+def _to_front(ranked: list[_Ranked], entry: _Ranked) -> None:
+    ranked.remove(entry)
+    ranked.insert(0, entry)
+
+
+def _uniform(seed: int) -> float:
+    """0..1 from a tie-break, with nothing in common with the order it gives (splitmix64)."""
+    z = (seed + _MIX) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return (z ^ (z >> 31)) / (_MASK + 1)
+
+
+def _only_stand_ins(ranked: list[_Ranked], excluded: list[Exclusion]) -> list[_Ranked]:
+    first = ranked[0].row
+    kept = ranked[:1]
+    for entry in ranked[1:]:
+        if entry.row.groups & first.groups:
+            kept.append(entry)
+        else:
+            detail = f"in no declared group with {first.target}"
+            excluded.append(Exclusion(entry.row.target, Rule.EQUIVALENCE, detail))
+    return kept
 
 
 def _cut(
-    ranked: list[_Ranked], policy: Policy, by: By, pinned: bool
+    plan: Plan, ranked: list[_Ranked], why: str
 ) -> tuple[tuple[Candidate, ...], tuple[Target, ...]]:
     """The first `attempts_max` over `backends_max` backends, and what that leaves out."""
-    limits = policy.behaviour
+    limits, by = plan.route.behaviour, plan.route.by
     order: list[Candidate] = []
     cut: list[Target] = []
     backends: set[str] = set()
-    for tier, _, _, _, _, row, cost, latency in ranked:
+    for entry in ranked:
+        row = entry.row
         is_new = row.backend not in backends
         if len(order) == limits.attempts_max or (is_new and len(backends) == limits.backends_max):
             cut.append(row.target)
             continue
         backends.add(row.backend)
-        why = "fallback"
-        if not order and (pinned or tier == 0):
-            why = "affinity" if pinned else _WHY[by]
+        score = None
+        if by is not By.ORDER and entry.group == KNOWN:
+            score = exp(entry.figure) if by is By.MIX else entry.figure
         order.append(
-            Candidate(target=row.target, why=why, tier=tier, cost_nano_usd=cost, latency_ms=latency)
+            Candidate(
+                target=row.target,
+                why="fallback" if order else why,
+                tier=row.tier,
+                cost_nano_usd=entry.cost,
+                latency_ms=entry.latency,
+                score=score,
+                misses=entry.misses,
+            )
         )
     return tuple(order), tuple(cut)
-
-
-_WHY = {
-    By.ORDER: "preferred",
-    By.CHEAPEST: "cheapest",
-    By.FASTEST: "fastest",
-    By.MIX: "balanced",
-}

@@ -1,73 +1,42 @@
-"""Decisions: tables for each rule and each order, and properties over random worlds."""
+"""Decisions: tables for each rule, each order and each thing that may change who is first."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from decimal import Decimal
-from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from gateway.domain.catalog import Alias, Backend, Catalog, Kind, Limits, Model, Target
-from gateway.domain.decision import BackendView, Decision, Facts, Rule
-from gateway.domain.money import Rates, cost
+from gateway.domain.catalog import Kind, Limits, StandIn, Target
+from gateway.domain.decision import BackendView, Rule, Tails
 from gateway.domain.request import Capability, Endpoint
 from gateway.policy.engine import Router, decide
-from gateway.policy.language import Affinity, Behaviour, By, Match, Policy, Route
-
-CLASSES = ("public", "internal", "confidential")
-ALL = Behaviour(attempts_max=10, backends_max=10)
-
-
-def backend(name: str, kind: Kind = Kind.MANAGED, **changes) -> Backend:
-    model = Model(name="m", context_tokens=1000, prompt_tokens_max=800, output_tokens_max=500)
-    given = {"clearance": 2, "limits": Limits(concurrency_max=5), "models": {"m": model}, **changes}
-    return Backend(name=name, kind=kind, wire="openai_http", base_url="https://x", **given)
-
-
-def world(*backends: Backend, alias: str = "chat") -> Catalog:
-    targets = tuple(Target(b.name, m) for b in backends for m in b.models)
-    return Catalog(
-        privacy_classes=CLASSES,
-        backends={b.name: b for b in backends},
-        aliases={alias: Alias(name=alias, targets=targets)},
-        digest="d",
-    )
-
-
-def policy(*routes: Route, behaviour: Behaviour = ALL, **default) -> Policy:
-    last = Route(name="default", **default)
-    return Policy(name="p", description="", behaviour=behaviour, routes=(*routes, last), digest="d")
-
-
-def facts(**changes) -> Facts:
-    given = {
-        "alias": "chat",
-        "endpoint": Endpoint.CHAT,
-        "privacy": 0,
-        "needs": frozenset(),
-        "prompt_tokens": 100,
-        "output_tokens": 50,
-        "stream": False,
-        **changes,
-    }
-    return Facts(**given)
-
-
-def rates(inp: str, out: str = "1") -> Rates:
-    return Rates(id="r", input=Decimal(inp), output=Decimal(out))
-
-
-def names(decision: Decision) -> list[str]:
-    return [c.target.backend for c in decision.order]
-
-
-def rules(decision: Decision) -> dict[str, Rule]:
-    return {e.target.backend: e.rule for e in decision.excluded}
-
+from gateway.policy.expressions import compile_expression
+from gateway.policy.language import (
+    Affinity,
+    Behaviour,
+    By,
+    Canary,
+    Match,
+    Metric,
+    OwnCost,
+    Priority,
+    Route,
+    Slo,
+    Spill,
+    Terms,
+)
+from tests.unit.policy.worlds import (
+    ALL,
+    backend,
+    facts,
+    names,
+    policy,
+    prices,
+    rates,
+    rules,
+    world,
+)
 
 # --- the filter -------------------------------------------------------------------------------
 
@@ -76,7 +45,7 @@ PRICED = {Target("a", "m"): rates("1000000")}  # 100 dollars for 100 tokens, 50 
 
 
 @pytest.mark.parametrize(
-    ("backends", "asked", "view", "default", "prices", "rule", "detail"),
+    ("backends", "asked", "view", "default", "priced", "rule", "detail"),
     [
         (replace(A, configured=False, why_unconfigured="env:K is not set"), {}, {}, {}, {}, Rule.NOT_CONFIGURED, "env:K is not set"),
         (replace(A, clearance=0), {"privacy": 2}, {}, {}, {}, Rule.PRIVACY, "the request is confidential, the backend is cleared for public"),
@@ -86,18 +55,20 @@ PRICED = {Target("a", "m"): rates("1000000")}  # 100 dollars for 100 tokens, 50 
         (A, {"prompt_tokens": 700, "output_tokens": 301}, {}, {}, {}, Rule.CONTEXT, "1001 tokens, 1000 fit"),
         (A, {"prompt_tokens": 801}, {}, {}, {}, Rule.CONTEXT, "prompt of 801 tokens over 800"),
         (A, {"output_tokens": 501}, {}, {}, {}, Rule.CONTEXT, "output of 501 tokens over 500"),
+        (A, {}, {}, {"require": Terms(regions=frozenset({"eu"}))}, {}, Rule.TERMS, "the region is not stated, asked for is eu"),
         (A, {}, {}, {"prefer": (frozenset({"b"}),), "only": True}, {}, Rule.POLICY, "in no tier, and the route takes no other"),
         (A, {}, {}, {"price_max_nano_usd": 1}, {}, Rule.PRICE_UNKNOWN, "the route has a price limit and this price is not known"),
         (A, {}, {}, {"price_max_nano_usd": 1}, PRICED, Rule.PRICE_MAX, "would cost 100000050000 nano-USD, the limit is 1"),
         (A, {}, {"circuit": "open", "retry_after_s": 2.5}, {}, {}, Rule.CIRCUIT_OPEN, "failing, next try in 2.5 s"),
         (A, {}, {"cooling": True}, {}, {}, Rule.COOLING, "asked us to wait"),
         (A, {}, {"healthy": False}, {}, {}, Rule.UNHEALTHY, "its health check fails"),
-        (A, {}, {"in_flight": 5}, {}, {}, Rule.CAPACITY, "5 requests in flight, 5 allowed"),
+        (A, {}, {"in_flight": 5}, {"priority": Priority.CRITICAL}, {}, Rule.CAPACITY, "5 requests in flight, 5 allowed"),
+        (A, {}, {"in_flight": 4}, {}, {}, Rule.CAPACITY, "4 requests in flight, 4 of 5 for interactive requests"),
     ],
 )  # fmt: skip
-def test_each_rule_excludes_and_says_why(backends, asked, view, default, prices, rule, detail):
+def test_each_rule_excludes_and_says_why(backends, asked, view, default, priced, rule, detail):
     decision = decide(
-        policy(**default), world(backends), prices, facts(**asked), {"a": BackendView(**view)}
+        policy(**default), world(backends), priced, facts(**asked), {"a": BackendView(**view)}
     )
     assert decision.order == ()
     assert [(e.target, e.rule, e.detail) for e in decision.excluded] == [
@@ -112,7 +83,7 @@ def test_every_bound_is_inclusive():
         world(A),
         {Target("a", "m"): rates("1", "1")},
         at_the_bounds,
-        {"a": BackendView(in_flight=4)},
+        {"a": BackendView(in_flight=3)},
     )
     assert [c.cost_nano_usd for c in decision.order] == [1_000_000]
 
@@ -244,34 +215,6 @@ SECRET = Route(
 )
 
 
-@pytest.mark.parametrize(
-    ("match", "asked", "fits"),
-    [
-        (Match(aliases=frozenset({"chat"})), {}, True),
-        (Match(aliases=frozenset({"other"})), {}, False),
-        (Match(endpoint=Endpoint.CHAT), {}, True),
-        (Match(endpoint=Endpoint.EMBEDDINGS), {}, False),
-        (Match(privacy_at_least=1), {"privacy": 1}, True),
-        (Match(privacy_at_least=1), {"privacy": 0}, False),
-        (Match(privacy_at_most=1), {"privacy": 1}, True),
-        (Match(privacy_at_most=1), {"privacy": 2}, False),
-        (Match(stream=True), {"stream": True}, True),
-        (Match(stream=True), {"stream": False}, False),
-        (Match(stream=False), {"stream": True}, False),
-        (Match(needs=frozenset({Capability.TOOLS})), {"needs": frozenset(Capability)}, True),
-        (Match(needs=frozenset({Capability.TOOLS})), {}, False),
-        (Match(prompt_tokens_min=100), {"prompt_tokens": 100}, True),
-        (Match(prompt_tokens_min=101), {"prompt_tokens": 100}, False),
-        (Match(prompt_tokens_max=100), {"prompt_tokens": 100}, True),
-        (Match(prompt_tokens_max=99), {"prompt_tokens": 100}, False),
-        (Match(prompt_tokens_min=1, stream=True), {"stream": False}, False),
-    ],
-)
-def test_a_route_matches(match, asked, fits):
-    decision = decide(policy(Route(name="r", match=match)), FOUR, {}, facts(**asked), {})
-    assert decision.route == ("r" if fits else "default")
-
-
 def test_the_first_route_that_matches_decides():
     two = policy(SECRET, Route(name="later", match=Match(privacy_at_least=1)))
     assert decide(two, FOUR, {}, facts(privacy=2), {}).route == "secret"
@@ -327,188 +270,316 @@ def test_attempts_and_backends_are_limited_and_the_rest_is_cut():
     assert [str(c.target) for c in decision.order] == ["host/m", "host/n"]
 
 
-# --- properties -------------------------------------------------------------------------------
-
-NAMES = [f"b{n}" for n in range(6)]
-some_rates = st.builds(
-    lambda i, o: Rates(id="r", input=Decimal(i) / 1000, output=Decimal(o) / 1000),
-    st.integers(0, 5000),
-    st.integers(0, 5000),
-)
-some_needs = st.frozensets(st.sampled_from([Capability.TOOLS, Capability.IMAGES]), max_size=2)
-some_models = st.builds(
-    Model,
-    name=st.just("m"),
-    context_tokens=st.sampled_from([None, 100, 10_000]),
-    endpoints=st.frozensets(st.sampled_from(list(Endpoint)), min_size=1),
-    capabilities=some_needs,
-)
-some_views = st.builds(
-    BackendView,
-    healthy=st.sampled_from([True, True, False]),
-    circuit=st.sampled_from(["closed", "closed", "half_open", "open"]),
-    cooling=st.sampled_from([False, False, True]),
-    in_flight=st.integers(0, 4),
-    ttft_ms=st.none() | st.integers(1, 500).map(float),
-    tpot_ms=st.none() | st.integers(1, 50).map(float),
-)
-some_prefer = st.lists(
-    st.frozensets(st.sampled_from([*Kind, *NAMES]), min_size=1, max_size=3), max_size=3
-).map(tuple)
-some_routes = st.builds(
-    Route,
-    name=st.just("r"),
-    match=st.builds(
-        Match,
-        privacy_at_least=st.none() | st.integers(0, 2),
-        stream=st.none() | st.booleans(),
-    ),
-    prefer=some_prefer,
-    by=st.sampled_from(By),
-    only=st.booleans(),
-    price_max_nano_usd=st.none() | st.integers(0, 2_000_000),
-)
-some_policies = st.builds(
-    Policy,
-    name=st.just("p"),
-    description=st.just(""),
-    digest=st.just("d"),
-    behaviour=st.builds(
-        Behaviour,
-        attempts_max=st.integers(1, 6),
-        backends_max=st.integers(1, 6),
-        affinity=st.none()
-        | st.builds(
-            Affinity, idle_s=st.just(1), cost_ratio_max=st.none() | st.floats(1, 3, width=16)
-        ),
-    ),
-    routes=st.lists(some_routes, max_size=2).map(lambda r: (*r, Route(name="default"))),
-)
-some_facts = st.builds(
-    Facts,
-    alias=st.just("chat"),
-    endpoint=st.sampled_from(list(Endpoint)),
-    privacy=st.integers(0, 2),
-    needs=some_needs,
-    prompt_tokens=st.integers(0, 200),
-    output_tokens=st.integers(0, 200),
-    stream=st.booleans(),
-    pinned=st.none() | st.sampled_from([Target(n, "m") for n in NAMES]),
-    tie_break=st.integers(0, 2**64 - 1),
-)
+# --- what a failed expression leaves ----------------------------------------------------------
 
 
-@st.composite
-def catalogs(draw) -> Catalog:
-    chosen = draw(st.lists(st.sampled_from(NAMES), min_size=1, unique=True))
-    return world(
-        *(
-            Backend(
-                name=name,
-                kind=draw(st.sampled_from(Kind)),
-                wire="openai_http",
-                base_url="https://x",
-                models={"m": draw(some_models)},
-                clearance=draw(st.integers(0, 2)),
-                configured=draw(st.sampled_from([True, True, False])),
-                limits=Limits(concurrency_max=draw(st.integers(1, 5))),
-            )
-            for name in chosen
-        )
+def test_an_expression_that_fails_leaves_no_route_and_no_candidate():
+    asks = Match(expression=compile_expression('tags["team"] == "search"'))
+    two = policy(Route(name="search", match=asks))
+    assert decide(two, FOUR, {}, facts(tags={"team": "search"}), {}).route == "search"
+    assert decide(two, FOUR, {}, facts(tags={"team": "ads"}), {}).route == "default"
+    decision = decide(two, FOUR, {}, facts(), {})
+    assert (decision.route, decision.order, decision.cut) == ("", (), ())
+    assert rules(decision) == dict.fromkeys(("api", "host", "host2", "own"), Rule.EXPRESSION)
+    assert decision.excluded[0].detail.startswith("the expression of route search failed: ")
+
+
+def test_an_earlier_route_decides_before_an_expression_can_fail():
+    asks = Match(expression=compile_expression('tags["team"] == "search"'))
+    two = policy(Route(name="first", match=Match(stream=False)), Route(name="search", match=asks))
+    assert decide(two, FOUR, {}, facts(), {}).route == "first"
+
+
+def test_a_route_is_found_by_its_name():
+    two = policy(SECRET)
+    router = Router.build(two, FOUR, {})
+    assert [router.route(route.name) for route in two.routes] == list(two.routes)
+    with pytest.raises(KeyError):
+        router.route("")
+
+
+# --- who may stand in -------------------------------------------------------------------------
+
+
+def test_only_the_group_of_the_first_choice_stands_in():
+    grouped = world(API, HOST, HOST2, OWN, groups=[("host", "own")], stand_in=StandIn.GROUP)
+    decision = decide(policy(prefer=TIERS), grouped, {}, facts(), {})
+    assert names(decision) == ["own", "host"]
+    assert rules(decision) == {"api": Rule.EQUIVALENCE, "host2": Rule.EQUIVALENCE}
+    assert decision.excluded[0].detail == "in no declared group with own/m"
+    alone = decide(policy(), grouped, {}, facts(), {})
+    assert names(alone) == ["api"]
+
+
+def test_groups_do_not_add_up_and_one_shared_group_is_enough():
+    chain = [("own", "host"), ("host", "api")]
+    catalog = world(API, HOST, OWN, groups=chain, stand_in=StandIn.GROUP)
+    assert names(decide(policy(prefer=TIERS), catalog, {}, facts(), {})) == ["own", "host"]
+    first = policy(prefer=(frozenset({"host"}),))
+    assert names(decide(first, catalog, {}, facts(), {})) == ["host", "api", "own"]
+
+
+def test_a_pin_is_the_first_choice_and_then_its_group_counts():
+    catalog = world(API, HOST, HOST2, groups=[("host2", "host")], stand_in=StandIn.GROUP)
+    sticky = policy(behaviour=replace(ALL, affinity=Affinity(idle_s=1)))
+    decision = decide(sticky, catalog, {}, facts(pinned=Target("host2", "m")), {})
+    assert names(decision) == ["host2", "host"]
+    assert rules(decision) == {"api": Rule.EQUIVALENCE}
+
+
+# --- our own machines -------------------------------------------------------------------------
+
+
+def test_what_is_paid_for_counts_as_nothing_and_is_booked_all_the_same():
+    costs = prices(api=1, host=2, own=50)
+    marginal = {"by": By.CHEAPEST, "own_cost": OwnCost.MARGINAL}
+    decision = decide(policy(**marginal), FOUR, costs, facts(), {})
+    assert names(decision) == ["own", "api", "host", "host2"]
+    assert decision.order[0].cost_nano_usd == 5_000_000
+    assert decision.order[0].score == 0
+    assert names(decide(policy(by=By.CHEAPEST), FOUR, costs, facts(), {}))[2] == "own"
+
+
+def test_a_price_limit_is_about_the_cost_that_counts():
+    tight = {"price_max_nano_usd": 150_000}
+    costs = prices(api=1, host=2)
+    decision = decide(policy(**tight, own_cost=OwnCost.MARGINAL), FOUR, costs, facts(), {})
+    assert names(decision) == ["api", "own"]
+    assert decision.order[1].cost_nano_usd is None
+    assert rules(decide(policy(**tight), FOUR, costs, facts(), {}))["own"] is Rule.PRICE_UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("spill", "view", "spilled"),
+    [
+        (Spill(in_flight_share_max=0.4), {"in_flight": 1}, False),  # with this one: two of five
+        (Spill(in_flight_share_max=0.4), {"in_flight": 2}, True),
+        (Spill(queue_max=2), {"queue": 2}, False),
+        (Spill(queue_max=2), {"queue": 3}, True),
+        (Spill(queue_max=0), {"queue": 1}, True),
+        (Spill(queue_max=2), {"queue": None}, False),
+        (Spill(kv_used_max=0.9), {"kv_used": 0.9}, False),
+        (Spill(kv_used_max=0.9), {"kv_used": 0.91}, True),
+        (Spill(queue_max=9, kv_used_max=0.9), {"queue": 1, "kv_used": 0.95}, True),
+        (Spill(), {"queue": 99, "kv_used": 1.0, "in_flight": 3}, False),
+        (None, {"queue": 99, "kv_used": 1.0, "in_flight": 3}, False),
+    ],
+)
+def test_over_a_threshold_our_own_machine_is_tried_last(spill, view, spilled):
+    spilling = policy(prefer=TIERS, behaviour=replace(ALL, spill=spill))
+    decision = decide(spilling, FOUR, {}, facts(), {"own": BackendView(**view)})
+    if spilled:
+        assert names(decision) == ["host", "host2", "api", "own"]
+        assert [c.why for c in decision.order] == ["spill", "fallback", "fallback", "fallback"]
+        assert decision.order[-1].tier == 0
+    else:
+        assert names(decision)[0] == "own"
+        assert decision.order[0].why == "preferred"
+
+
+def test_spill_is_the_reason_only_where_it_changed_something():
+    full = {name: BackendView(queue=9) for name in ("own", "host")}
+    spilling = replace(ALL, spill=Spill(queue_max=1))
+    decision = decide(policy(behaviour=spilling), FOUR, {}, facts(), full)
+    assert names(decision) == ["api", "host", "host2", "own"], "others' machines do not spill"
+    assert decision.order[0].why == "preferred"
+    alone = decide(policy(behaviour=spilling), world(OWN), {}, facts(), full)
+    assert [c.why for c in alone.order] == ["fallback"]
+
+
+def test_a_pin_does_not_hold_on_to_a_full_machine():
+    sticky = replace(ALL, spill=Spill(queue_max=1), affinity=Affinity(idle_s=1, cost_ratio_max=9))
+    decision = decide(
+        policy(prefer=TIERS, behaviour=sticky),
+        FOUR,
+        COSTS,
+        facts(pinned=Target("own", "m")),
+        {"own": BackendView(queue=5)},
     )
+    assert (names(decision)[0], decision.order[0].why) == ("host", "spill")
 
 
-some_prices = st.dictionaries(st.sampled_from([Target(n, "m") for n in NAMES]), some_rates)
-some_snapshots = st.dictionaries(st.sampled_from(NAMES), some_views)
-WORLDS = (some_policies, catalogs(), some_prices, some_facts, some_snapshots)
-
-
-@given(*WORLDS)
-def test_never_an_uncleared_target(chosen, catalog, prices, asked, seen):
-    for candidate in decide(chosen, catalog, prices, asked, seen).order:
-        it, view = catalog.backends[candidate.target.backend], seen.get(candidate.target.backend)
-        model = it.models[candidate.target.model]
-        assert asked.privacy <= it.clearance
-        assert it.configured
-        assert asked.endpoint in model.endpoints
-        assert asked.needs <= model.capabilities
-        assert asked.prompt_tokens + asked.output_tokens <= (model.context_tokens or 10**9)
-        assert view is None or (view.healthy and not view.cooling and view.circuit != "open")
-        assert view is None or view.in_flight < it.limits.concurrency_max
-
-
-@given(*WORLDS)
-def test_every_target_is_accounted_for_once(chosen, catalog, prices, asked, seen):
-    decision = decide(chosen, catalog, prices, asked, seen)
-    ordered = [c.target for c in decision.order]
-    excluded = [e.target for e in decision.excluded]
-    assert Counter([*ordered, *decision.cut, *excluded]) == Counter(catalog.aliases["chat"].targets)
-    assert len(ordered) <= chosen.behaviour.attempts_max
-    assert len({t.backend for t in ordered}) <= chosen.behaviour.backends_max
-    assert bool(ordered) or not decision.cut, "something eligible is always tried"
-
-
-@given(*WORLDS)
-def test_the_same_facts_give_the_same_decision(chosen, catalog, prices, asked, seen):
-    router = Router.build(chosen, catalog, prices)
-    again = decide(chosen, catalog, dict(prices), replace(asked), dict(seen))
-    assert router.decide(asked, seen) == router.decide(asked, seen) == again
-
-
-@given(*WORLDS, st.randoms(use_true_random=False))
-def test_removing_a_loser_never_changes_the_winner(chosen, catalog, prices, asked, seen, random):
-    before = decide(chosen, catalog, prices, asked, seen)
-    if not before.order:
-        return
-    winner = before.order[0].target
-    alias = catalog.aliases["chat"]
-    losers = [t for t in alias.targets if t != winner]
-    gone = {t for t in losers if random.random() < 0.5}
-    smaller = replace(alias, targets=tuple(t for t in alias.targets if t not in gone))
-    after = decide(chosen, replace(catalog, aliases={"chat": smaller}), prices, asked, seen)
-    assert after.order[0].target == winner
-
-
-@given(*WORLDS)
-def test_a_cheaper_equal_never_loses(chosen, catalog, prices, asked, seen):
-    cheapest = replace(
-        chosen,
-        behaviour=replace(ALL, affinity=None),
-        routes=tuple(replace(route, by=By.CHEAPEST) for route in chosen.routes),
-    )
-    order = decide(cheapest, catalog, prices, asked, seen).order
-    for one, other in pairwise(order):
-        views = [seen.get(c.target.backend, BackendView()).circuit for c in (one, other)]
-        if one.tier == other.tier and views[0] == views[1] and other.cost_nano_usd is not None:
-            assert one.cost_nano_usd is not None
-            assert one.cost_nano_usd <= other.cost_nano_usd
-
-
-@given(some_rates, some_facts)
-def test_the_predicted_cost_is_the_one_that_would_be_booked(price, asked):
-    served = Model(name="m", endpoints=frozenset(Endpoint), capabilities=frozenset(Capability))
-    catalog = world(backend("a", models={"m": served}))
-    decision = decide(policy(), catalog, {Target("a", "m"): price}, asked, {})
-    booked = cost(price, uncached=asked.prompt_tokens, cached=0, output=asked.output_tokens)
-    assert [c.cost_nano_usd for c in decision.order] == [booked]
-
-
-@pytest.mark.parametrize(("tokens", "nano"), [(1, 0), (2, 1), (3, 2), (5, 2), (7, 4)])
-def test_half_a_nano_rounds_to_even(tokens, nano):
-    price = {Target("a", "m"): rates("0.0005", "0")}
-    asked = facts(prompt_tokens=tokens, output_tokens=0)
-    assert decide(policy(), world(A), price, asked, {}).order[0].cost_nano_usd == nano
-
-
-@given(
-    st.decimals("0", "999999", places=9, allow_nan=False),
-    st.decimals("0", "999999", places=9, allow_nan=False),
-    st.integers(0, 10**7),
-    st.integers(0, 10**6),
+@pytest.mark.parametrize(
+    ("priority", "slots", "room"),
+    [
+        (Priority.CRITICAL, 10, 10),
+        (Priority.INTERACTIVE, 10, 9),
+        (Priority.INTERACTIVE, 100, 95),
+        (Priority.BATCH, 10, 7),
+        (Priority.BATCH, 70, 49),
+        (Priority.BATCH, 1, 1),
+        (Priority.INTERACTIVE, 1, 1),
+    ],
 )
-def test_costs_are_exact_at_any_price(inp, out, prompt, output):
-    price = Rates(id="r", input=inp, output=out)
-    catalog = world(backend("a", models={"m": Model(name="m")}))
-    asked = facts(prompt_tokens=prompt, output_tokens=output)
-    decision = decide(policy(), catalog, {Target("a", "m"): price}, asked, {})
-    assert decision.order[0].cost_nano_usd == cost(price, uncached=prompt, cached=0, output=output)
+def test_a_priority_has_its_share_of_a_backend(priority, slots, room):
+    catalog = world(replace(A, limits=Limits(concurrency_max=slots)))
+    ranked = policy(priority=priority)
+    for in_flight, order in ((room - 1, ["a"]), (room, [])):
+        view = {"a": BackendView(in_flight=in_flight)}
+        assert names(decide(ranked, catalog, {}, facts(), view)) == order
+
+
+# --- service levels ---------------------------------------------------------------------------
+
+FAST = Slo(metric=Metric.TTFT, percentile=95, ms_max=500)
+
+
+def test_who_misses_a_level_comes_last_in_its_tier_and_says_which():
+    slow = BackendView(ttft_ms=100, tpot_ms=1, ttft_tails=Tails(200, 501, 900))
+    quick = BackendView(ttft_ms=400, tpot_ms=1, ttft_tails=Tails(500, 500, 900))
+    seen = {"host": slow, "host2": quick, "own": slow}
+    decision = decide(policy(prefer=TIERS, slos=(FAST,)), FOUR, {}, facts(), seen)
+    assert names(decision) == ["own", "host2", "host", "api"]
+    missed = {c.target.backend: c.misses for c in decision.order}
+    assert missed == {"own": ("ttft_ms@95",), "host2": (), "host": ("ttft_ms@95",), "api": ()}
+    assert names(decide(policy(prefer=TIERS), FOUR, {}, facts(), seen))[:2] == ["own", "host"]
+
+
+def test_a_pin_does_not_hold_where_it_misses_a_level_that_the_best_meets():
+    sticky = policy(slos=(FAST,), behaviour=replace(ALL, affinity=Affinity(idle_s=1)))
+    slow = BackendView(ttft_ms=100, ttft_tails=Tails(200, 501, 900))
+    asked = facts(pinned=Target("host", "m"))
+    assert names(decide(sticky, FOUR, {}, asked, {}))[0] == "host"
+    assert names(decide(sticky, FOUR, {}, asked, {"host": slow}))[0] == "api"
+    everyone = dict.fromkeys(("api", "host", "host2", "own"), slow)
+    assert names(decide(sticky, FOUR, {}, asked, everyone))[0] == "host"
+
+
+# --- canaries ---------------------------------------------------------------------------------
+
+TENTH = Canary(backends=frozenset({"host2"}), share=0.1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "order", "why"),
+    [
+        ({"bucket": 0}, ["host2", "own", "host", "api"], "canary"),
+        ({"bucket": 999}, ["host2", "own", "host", "api"], "canary"),
+        ({"bucket": 1000}, ["own", "host", "api", "host2"], "preferred"),
+        ({"bucket": 0, "reverted": frozenset({"default"})}, ["own", "host", "api", "host2"], "preferred"),
+        ({"bucket": 0, "reverted": frozenset({"other"})}, ["host2", "own", "host", "api"], "canary"),
+    ],
+)  # fmt: skip
+def test_a_canary_is_first_for_its_share_and_last_for_the_others(asked, order, why):
+    decision = decide(policy(prefer=TIERS, canary=TENTH), FOUR, {}, facts(**asked), {})
+    assert names(decision) == order
+    assert decision.order[0].why == why
+
+
+def test_a_canary_passes_no_hard_rule():
+    bars = [
+        (policy(prefer=TIERS, only=True, canary=replace(TENTH, backends=frozenset({"api"}))), "api", Rule.POLICY, {}),
+        (policy(canary=TENTH), "host2", Rule.PRIVACY, {"privacy": 2}),
+    ]  # fmt: skip
+    for chosen, name, rule, asked in bars:
+        catalog = world(API, HOST, replace(HOST2, clearance=1), OWN)
+        decision = decide(chosen, catalog, {}, facts(bucket=0, **asked), {})
+        assert rules(decision)[name] is rule
+
+
+def test_a_session_leaves_a_canary_that_was_taken_back():
+    sticky = policy(canary=TENTH, behaviour=replace(ALL, affinity=Affinity(idle_s=1)))
+    asked = facts(bucket=0, pinned=Target("host2", "m"))
+    assert names(decide(sticky, FOUR, {}, asked, {}))[0] == "host2"
+    taken_back = replace(asked, reverted=frozenset({"default"}))
+    assert names(decide(sticky, FOUR, {}, taken_back, {}))[0] == "api"
+
+
+def test_a_full_canary_of_ours_gets_no_share():
+    own = Canary(backends=frozenset({"own"}), share=1.0)
+    spilling = policy(canary=own, behaviour=replace(ALL, spill=Spill(queue_max=1)))
+    decision = decide(spilling, FOUR, {}, facts(bucket=0), {"own": BackendView(queue=5)})
+    assert names(decision)[-1] == "own"
+
+
+# --- exploration and the incumbent ------------------------------------------------------------
+
+
+def test_a_share_explores_the_others_of_the_best_tier_evenly():
+    router = Router.build(policy(prefer=(frozenset({"managed", "api"}),), explore=0.3), FOUR, {})
+    drawn = [router.decide(facts(tie_break=n), {}).order[0] for n in range(10_000)]
+    first = Counter(c.target.backend for c in drawn if c.why == "explore")
+    assert set(first) == {"host", "host2"}
+    assert 2700 < sum(first.values()) < 3300
+    assert min(first.values()) > 1300
+    assert {c.target.backend for c in drawn if c.why != "explore"} == {"api"}
+
+
+def test_there_is_nothing_to_explore_in_a_tier_of_one():
+    alone = policy(prefer=TIERS, explore=1.0)
+    assert decide(alone, FOUR, {}, facts(), {}).order[0].why == "preferred"
+
+
+def test_a_pin_and_a_canary_come_before_exploring():
+    sticky = policy(explore=1.0, behaviour=replace(ALL, affinity=Affinity(idle_s=1)))
+    decision = decide(sticky, FOUR, {}, facts(pinned=Target("host", "m")), {})
+    assert decision.order[0].why == "affinity"
+    decision = decide(policy(explore=1.0, canary=TENTH), FOUR, {}, facts(bucket=0), {})
+    assert decision.order[0].why == "canary"
+
+
+MIXED = {
+    "api": BackendView(ttft_ms=100, tpot_ms=0),
+    "host": BackendView(ttft_ms=400, tpot_ms=0),
+    "host2": BackendView(ttft_ms=104, tpot_ms=0),
+}
+
+
+@pytest.mark.parametrize(
+    ("weight", "first"), [(0.0, "api"), (0.3, "api"), (0.49, "api"), (0.51, "host"), (1.0, "host")]
+)
+def test_a_mix_weighs_cost_against_latency(weight, first):
+    """Four times as dear against four times as slow: even at a half."""
+    costs = prices(api=4, host=1)
+    mixed = policy(by=By.MIX, cost_weight=weight)
+    decision = decide(mixed, world(API, HOST), costs, facts(), MIXED)
+    assert (names(decision)[0], decision.order[0].why) == (first, "balanced")
+
+
+@pytest.mark.parametrize(
+    ("hysteresis", "incumbent", "first"),
+    [
+        (0.0, "host2", "api"),
+        (0.03, "host2", "api"),
+        (0.05, "host2", "host2"),
+        (0.05, "host", "api"),
+        (3.01, "host", "host"),
+        (9.0, "own", "api"),  # never measured: there is nothing to compare
+        (9.0, "gone", "api"),
+    ],
+)
+def test_the_incumbent_stays_while_it_is_hardly_worse(hysteresis, incumbent, first):
+    mixed = policy(by=By.MIX, cost_weight=0.0, hysteresis=hysteresis)
+    seen = {**MIXED, "own": BackendView(in_flight=1)}
+    asked = facts(incumbent=Target(incumbent, "m"))
+    assert names(decide(mixed, FOUR, {}, asked, seen))[0] == first
+
+
+def test_the_incumbent_stays_in_a_mix_only_and_not_over_a_tier():
+    asked = facts(incumbent=Target("host2", "m"))
+    for chosen in (
+        policy(by=By.FASTEST, hysteresis=9),
+        policy(by=By.MIX, cost_weight=0.0, hysteresis=9, prefer=(frozenset({"api"}),)),
+    ):
+        assert names(decide(chosen, FOUR, {}, asked, MIXED | {"own": BackendView(ttft_ms=999)}))[0] == "api"  # fmt: skip
+
+
+def test_equals_in_time_are_ordered_by_cost():
+    even = dict.fromkeys(("api", "host"), BackendView(ttft_ms=100))
+    for by in (By.FASTEST, By.MIX):
+        for costs, first in ((prices(api=1, host=2), "api"), (prices(api=2, host=1), "host")):
+            chosen = policy(by=by, cost_weight=0.0)
+            assert names(decide(chosen, world(API, HOST), costs, facts(), even))[0] == first
+
+
+# --- the expected cache -----------------------------------------------------------------------
+
+
+def test_cached_tokens_count_where_the_session_was_and_nowhere_else():
+    costs = {Target(name, "m"): rates("10", "0", cached="1") for name in ("api", "host")}
+    asked = facts(prompt_tokens=100, cached_tokens=80, pinned=Target("host", "m"))
+    order = decide(policy(by=By.CHEAPEST), world(API, HOST), costs, asked, {}).order
+    assert [(c.target.backend, c.cost_nano_usd) for c in order] == [
+        ("host", 280_000),
+        ("api", 1_000_000),
+    ]
