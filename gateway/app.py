@@ -26,15 +26,17 @@ from gateway.backends.openai_http import ClientFactory, OpenAIHttpWire
 from gateway.bundle import Bundle, load, read_folder
 from gateway.dispatch import Dispatch, Rules
 from gateway.domain.catalog import Backend, Catalog
+from gateway.fleet.canary import Canaries
 from gateway.fleet.observed import Fleet
 from gateway.fleet.prober import probe_forever, probe_once
+from gateway.fleet.shared import Board, LocalBoard, RedisBoard, share_forever
 from gateway.in_force import FileWatch, Folder, InForce, Unloadable, load_version, whoami
 from gateway.ledger.flusher import Flusher
 from gateway.ledger.journal import Journal
 from gateway.ledger.keys import KeyStore
 from gateway.ledger.store import Store, StoreUnreachable
 from gateway.ledger.versions import Change, Origin, Version, Versions, start
-from gateway.limits import LimitIndex
+from gateway.limits import Gate, LimitIndex, LocalGate, RedisGate
 from gateway.policy.engine import Router
 from gateway.policy.source import ConfigErrors
 from gateway.redis_link import RedisDown, RedisLink
@@ -210,6 +212,15 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
         added = await wires.provide(bundle.catalog)
         fleet = Fleet(bundle.catalog.backends)
         telemetry = _telemetry(settings, name, fleet, journal)
+        canaries = Canaries(telemetry.canary_reverted)
+        gate: Gate
+        board: Board
+        if redis is None:
+            gate = LocalGate(clock, workers=settings.workers)
+            board = LocalBoard(settings.home / "board.json", clock)
+        else:
+            gate = RedisGate(redis, clock, workers=settings.workers)
+            board = RedisBoard(redis)
         dispatch = Dispatch(
             rules=rules(bundle, _today()),
             wires=wires.by_name,
@@ -221,6 +232,8 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
             new_id=RequestIds(clock),
             worker=name,
             in_flight_max=settings.in_flight_max,
+            gate=gate,
+            canaries=canaries,
         )
         flusher.start()
         for wire in added:
@@ -233,6 +246,7 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
         background = [
             tasks.start(in_force.follow(), "policy versions"),
             tasks.start(files.run(), "policy files"),
+            tasks.start(share_forever(fleet, board, clock, canaries), "what workers share"),
             tasks.start(_housekeeping(in_force, telemetry), "housekeeping"),
         ]
         try:
@@ -296,6 +310,8 @@ class _Switch:
             self._tasks.start(wire.warm(), "warm a wire")
         # From here on nothing can fail.
         self._dispatch.rules = made
+        trials = {route.name: route.canary for route in bundle.policy.routes if route.canary}
+        self._dispatch.canaries.adopt(bundle.digest, trials)
         self._dispatch.telemetry.aliases = frozenset(bundle.catalog.aliases)
         self.stop()
         backends = list(bundle.catalog.backends.values())

@@ -334,6 +334,7 @@ class Dispatch:
     def _alert(self, alert: Alert) -> None:
         limit, holder = alert.standing.limit, alert.standing.holder
         log.warning("limit %s: %s has used %.0f %%", limit.name, holder, 100 * alert.share)
+        self.telemetry.limit_alert(limit.name, alert.share)
 
     def _facts(self, trip: Trip, snapshot: Snapshot) -> Facts:
         request, caller, record = trip.request, trip.caller, trip.record
@@ -688,6 +689,7 @@ class Dispatch:
         self.book.close(record)
         if record.shadow_of is not None:  # a copy is nobody's request
             self._shadows -= 1
+            self.telemetry.shadow(record)
             return
         self.in_flight -= 1
         self._settle_hold(trip)

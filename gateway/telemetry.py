@@ -51,7 +51,23 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Policy versions or files that this worker could not load and did not use",
         ("what",),
     ),
+    "weighbridge_canary_reverts": ("Canaries taken back, as each worker did or heard", ("route",)),
+    "weighbridge_limit_alerts": (
+        "Holders of a limit that reached a share of it",
+        ("limit", "share"),
+    ),
+    "weighbridge_shadow_requests": (
+        "Copies sent for comparison by how they ended; nobody is billed for them",
+        ("backend", "outcome"),
+    ),
 }
+# What happens seldom: one family each, counted by name.
+_SELDOM = (
+    "weighbridge_policy_load_failures",
+    "weighbridge_canary_reverts",
+    "weighbridge_limit_alerts",
+    "weighbridge_shadow_requests",
+)
 HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
     "weighbridge_ttft_seconds": (
         "Time from the request to the first content for the client",
@@ -131,7 +147,7 @@ class Telemetry:
         self._attempts: dict[tuple[str, ...], _Series] = {}
         self._overhead = [0.0] * (len(_OVERHEAD_BUCKETS) + 2)
         self._policy: list[Any] = []  # slot, name, digest and number of what is in force
-        self._policy_failures: dict[tuple[str, ...], _Series] = {}
+        self._seldom: dict[str, dict[tuple[str, ...], _Series]] = {name: {} for name in _SELDOM}
         self._directory = directory
         self._worker = worker
         self.gauges = dict(gauges or {})
@@ -158,29 +174,33 @@ class Telemetry:
         )
         for attempt in record.attempts:
             self._count(self._attempts, (attempt.backend, attempt.outcome))
+            if attempt.cost_nano_usd is not None:
+                of = self._target(attempt.backend, attempt.model)
+                of[_COST] += attempt.cost_nano_usd
         if record.overhead_us is not None:
             _observe(self._overhead, 0, _OVERHEAD_BUCKETS, record.overhead_us / 1e6)
         if record.backend is None:
             return
-        series = self._targets.get((backend, model))
-        if series is None:
-            series = self._targets[backend, model] = _Series((backend, model), _SIZE)
-        values = series.values
+        values = self._target(backend, model)
         if record.output_tokens is not None:
             values[0] += record.uncached_tokens or 0
             values[1] += record.cached_tokens or 0
             values[2] += record.output_tokens
             values[3] += record.reasoning_tokens or 0
-            if record.cost_nano_usd is None:
+            if not record.priced:
                 values[_UNPRICED] += 1
-            else:
-                values[_COST] += record.cost_nano_usd
         if record.ttft_us is not None:
             _observe(values, _TTFT, _TTFT_BUCKETS, record.ttft_us / 1e6)
         if record.tpot_us is not None:
             _observe(values, _TPOT, _TPOT_BUCKETS, record.tpot_us / 1e6)
         if record.duration_us is not None:
             _observe(values, _DURATION, _DURATION_BUCKETS, record.duration_us / 1e6)
+
+    def _target(self, backend: str, model: str) -> list[float]:
+        series = self._targets.get((backend, model))
+        if series is None:
+            series = self._targets[backend, model] = _Series((backend, model), _SIZE)
+        return series.values
 
     @staticmethod
     def _count(family: dict[tuple[str, ...], _Series], labels: tuple[str, ...]) -> None:
@@ -198,8 +218,23 @@ class Telemetry:
 
     def policy_failed(self, what: str) -> None:
         """A version, or the files, did not load."""
+        self._happened("weighbridge_policy_load_failures", what)
+
+    def canary_reverted(self, digest: str, route: str) -> None:  # noqa: ARG002
+        """The canary of a route was taken back."""
+        self._happened("weighbridge_canary_reverts", route)
+
+    def limit_alert(self, limit: str, share: float) -> None:
+        """A holder of a limit has reached a share of it."""
+        self._happened("weighbridge_limit_alerts", limit, f"{share:g}")
+
+    def shadow(self, record: RequestRecord) -> None:
+        """A copy has ended."""
+        self._happened("weighbridge_shadow_requests", record.backend or "none", record.outcome)
+
+    def _happened(self, name: str, *labels: str) -> None:
         self._changed = True
-        self._count(self._policy_failures, (what,))
+        self._count(self._seldom[name], labels)
 
     # --- cold -------------------------------------------------------------------------------
 
@@ -227,7 +262,10 @@ class Telemetry:
             "targets": [[s.labels, s.values] for s in self._targets.values()],
             "attempts": [[s.labels, s.values] for s in self._attempts.values()],
             "overhead": [[(), self._overhead]],
-            "policy_failures": [[s.labels, s.values] for s in self._policy_failures.values()],
+            **{
+                name: [[s.labels, s.values] for s in family.values()]
+                for name, family in self._seldom.items()
+            },
             "policy": self._policy,
         }
 
@@ -277,7 +315,7 @@ class _Page(Collector):
         for name, family in (
             ("weighbridge_requests", "requests"),
             ("weighbridge_attempts", "attempts"),
-            ("weighbridge_policy_load_failures", "policy_failures"),
+            *((name, name) for name in _SELDOM),
         ):
             yield _counter(name, ((k, v[0]) for k, v in self._tallies.get(family, {}).items()))
         targets = self._tallies.get("targets", {})

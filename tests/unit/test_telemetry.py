@@ -14,7 +14,13 @@ def record(**fields: object) -> RequestRecord:
         "backend": "b", "model": "m", "outcome": "ok", "uncached_tokens": 3, "cached_tokens": 1,
         "output_tokens": 5, "reasoning_tokens": 0, "cost_nano_usd": 1_500_000_000,
         "ttft_us": 30_000, "duration_us": 400_000, "overhead_us": 120,
-        "attempts": [AttemptRecord(number=1, backend="b", model="m", started_at_us=1, outcome="ok")],
+        "priced": True,
+        "attempts": [
+            AttemptRecord(
+                number=1, backend="b", model="m", started_at_us=1, outcome="ok",
+                cost_nano_usd=1_500_000_000,
+            )
+        ],
     }  # fmt: skip
     return RequestRecord(**{**base, **fields})  # type: ignore[arg-type]
 
@@ -43,7 +49,8 @@ def test_a_request_shows_in_every_family() -> None:
 
 def test_an_unknown_price_is_counted_as_such_and_adds_no_cost() -> None:
     telemetry = Telemetry()
-    telemetry.record(record(cost_nano_usd=None))
+    attempt = AttemptRecord(number=1, backend="b", model="m", started_at_us=1, outcome="ok")
+    telemetry.record(record(cost_nano_usd=None, priced=False, attempts=[attempt]))
     lines = page(telemetry)
     assert 'weighbridge_unpriced_requests_total{backend="b",model="m"} 1.0' in lines
     assert 'weighbridge_cost_usd_total{backend="b",model="m"} 0.0' in lines
@@ -70,3 +77,30 @@ def test_workers_are_added_up_and_the_dead_still_count(tmp_path: Path) -> None:
     living.record(record())
     living.save()
     assert 'weighbridge_attempts_total{backend="b",outcome="ok"} 2.0' in page(living)
+
+
+def test_the_cost_of_a_hedge_is_told_where_it_arose() -> None:
+    telemetry = Telemetry()
+    attempts = [
+        AttemptRecord(
+            number=number, backend=name, model="m", started_at_us=1, outcome=outcome,
+            cost_nano_usd=500_000_000,
+        )
+        for number, (name, outcome) in enumerate([("a", "hedge_lost"), ("b", "ok")], 1)
+    ]  # fmt: skip
+    telemetry.record(record(cost_nano_usd=1_000_000_000, attempts=attempts))
+    lines = page(telemetry)
+    assert 'weighbridge_cost_usd_total{backend="a",model="m"} 0.5' in lines
+    assert 'weighbridge_cost_usd_total{backend="b",model="m"} 0.5' in lines
+
+
+def test_what_happens_seldom_is_counted() -> None:
+    telemetry = Telemetry()
+    telemetry.canary_reverted("d", "default")
+    telemetry.limit_alert("team-day", 0.8)
+    telemetry.shadow(record())
+    lines = page(telemetry)
+    assert 'weighbridge_canary_reverts_total{route="default"} 1.0' in lines
+    assert 'weighbridge_limit_alerts_total{limit="team-day",share="0.8"} 1.0' in lines
+    assert 'weighbridge_shadow_requests_total{backend="b",outcome="ok"} 1.0' in lines
+    assert not any(line.startswith("weighbridge_requests_total{") for line in lines)
