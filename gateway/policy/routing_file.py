@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from decimal import Decimal
 from itertools import pairwise
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from gateway.domain.catalog import Catalog, Kind
 from gateway.domain.money import NANO_PER_USD
@@ -84,13 +84,16 @@ def load(text: str, *, source: str, catalog: Catalog, limits: frozenset[str]) ->
         ),
         digest=digest(whole),
     )
-    _check_behaviour(policy.behaviour, ("behaviour",), findings)
+    clashes = tuple(_clashes(policy.behaviour))
+    for clash in clashes:
+        findings.problem(("behaviour", *clash.path), clash.message)
     for (path, choice), made in zip(_choices(file), policy.routes, strict=True):
         if isinstance(choice, RouteFile):
             _check_match(made.match, (*path, "match"), findings)
         _check_choice(choice, made, path, catalog, findings)
-        if choice.behaviour.model_fields_set:
-            _check_behaviour(made.behaviour, (*path, "behaviour"), findings)
+        for clash in _clashes(made.behaviour):
+            if clash not in clashes:  # those are told where they are written
+                findings.problem((*path, "behaviour", *clash.path), clash.message)
     findings.raise_if_any()
     return policy
 
@@ -155,6 +158,8 @@ class _Names:
 
     def _known(self, what: str, name: str, valid: Collection[str], path: Path) -> None:
         if name not in valid:
+            if path not in self._findings.value_at:  # a name that stands alone for a list
+                path = path[:-1]
             self._findings.problem(path, f"{what} '{name}'", nearest(name, valid))
 
     def _expression(self, text: str, path: Path) -> Expression | None:
@@ -316,6 +321,13 @@ def _set(names: Sequence[str] | None) -> frozenset[str] | None:
 # --- contradictions ---------------------------------------------------------------------------
 
 
+class _Clash(NamedTuple):
+    """Where in a behaviour, and what."""
+
+    path: Path
+    message: str
+
+
 def _check_match(match: Match, path: Path, findings: Findings) -> None:
     if match == Match():
         findings.problem(path, "matches every request, so no later route is reached", "use default")
@@ -374,17 +386,15 @@ def _check_served(
         findings.problem(path, message, nearest(backend, sorted(serving)))
 
 
-def _check_behaviour(behaviour: Behaviour, path: Path, findings: Findings) -> None:
+def _clashes(behaviour: Behaviour) -> Iterator[_Clash]:
     if behaviour.hedge is not None:
         for bound in ("attempts_max", "backends_max"):
             if getattr(behaviour, bound) < 2:
-                findings.problem(
-                    (*path, "hedge"), f"needs a second backend, and {bound} is 1", key=True
-                )
+                yield _Clash(("hedge",), f"needs a second backend, and {bound} is 1")
     timeouts = behaviour.timeouts
     for name in ("connect_ms", "first_token_ms", "idle_ms"):
         part = getattr(timeouts, name)
         if part is not None and timeouts.total_ms is not None and part > timeouts.total_ms:
-            findings.problem((*path, "timeouts", name), "is over total_ms")
+            yield _Clash(("timeouts", name), "is over total_ms")
     if behaviour.spill == Spill():
-        findings.problem((*path, "spill"), "has no threshold", "give one, or leave it out")
+        yield _Clash(("spill",), "has no threshold")

@@ -392,7 +392,8 @@ class ChoiceFile(Strict):
     )
     slo: SloFile = Field(default=SloFile(), description="Soft: who misses it comes later.")
     priority: Priority = Field(
-        default=_ROUTE.priority, description="Who goes first when room is short."
+        default=_ROUTE.priority,
+        description="When room is short, batch is turned away first, critical last.",
     )
     canary: CanaryFile | None = Field(default=None, description="Left out: none.")
     shadow: ShadowFile | None = Field(default=None, description="Left out: none.")
