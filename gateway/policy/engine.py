@@ -191,7 +191,10 @@ class Router:
                     booked = compared = cost(row.prices, facts, cached)
                 if row.paid_for:
                     compared = 0
-                broken = _unready(row, view, compared, price_max)
+                if booked is None and facts.priced_only:
+                    broken = Rule.PRICE_UNKNOWN, "a hard budget counts it, its price is not known"
+                else:
+                    broken = _unready(row, view, compared, price_max)
             if broken is not None:
                 excluded.append(Exclusion(row.target, *broken))
                 continue
