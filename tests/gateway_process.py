@@ -188,6 +188,7 @@ def gateway(
     catalog: Mapping[str, Any],
     *,
     prices: Mapping[str, Any] | None = None,
+    limits: Mapping[str, Any] | None = None,
     routing: str = ROUTING,
     workers: int = 1,
     environment: Mapping[str, str] | None = None,
@@ -203,6 +204,8 @@ def gateway(
         (policies / "routing" / "plain.yaml").write_text(routing)
         if prices is not None:
             (policies / "prices" / "test.yaml").write_text(_yaml(prices))
+        if limits is not None:
+            (policies / "limits.yaml").write_text(_yaml(limits))
         clean = {k: v for k, v in os.environ.items() if not k.startswith("WEIGHBRIDGE_")}
         env = {
             **clean,
