@@ -12,6 +12,9 @@ from enum import StrEnum
 
 from gateway.domain.request import Capability, Endpoint
 
+PLUGIN_MS_MAX = 50  # what a detector plugin may take where the catalog does not say
+SCAN_BYTES_MAX = 1024 * 1024
+
 
 class Kind(StrEnum):
     """Who runs it: the axis of the build-vs-buy decision."""
@@ -150,10 +153,23 @@ class Alias:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorPlugin:
+    """A detector installed beside the gateway, found by its entry point in `weighbridge.detectors`.
+
+    What it finds calls for `rank`; an error, or no answer in `timeout_ms`, for the strictest class.
+    """
+
+    name: str
+    rank: int
+    timeout_ms: int = PLUGIN_MS_MAX
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Catalog:
     """The whole. `privacy_classes` is ordered from least to most strict; a rank is an index.
 
-    `detectors` maps a detector of `policy.detect` to the rank that what it finds calls for.
+    `detectors` maps a detector of `policy.detect` to the rank that what it finds calls for. A
+    request with more text than `scan_bytes_max` counts as the strictest class where any is on.
     """
 
     privacy_classes: tuple[str, ...]
@@ -162,3 +178,5 @@ class Catalog:
     digest: str
     equivalences: tuple[Equivalence, ...] = ()
     detectors: Mapping[str, int] = field(default_factory=dict)
+    detector_plugins: tuple[DetectorPlugin, ...] = ()
+    scan_bytes_max: int = SCAN_BYTES_MAX

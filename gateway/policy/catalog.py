@@ -1,11 +1,12 @@
 """`policies/catalog.yaml`: which backends exist, what they serve, under which terms, and aliases.
 
-Owns: the file's schema and its meaning. Pure: whether a secret reference resolves is asked of a
-function. Knows nothing of prices, of policies, and of what was observed.
+Owns: the file's meaning; its schema is `catalog_file`. Pure: whether a secret reference resolves is
+asked of a function. Knows nothing of prices, of policies, and of what was observed.
 
 INVARIANTS
 - A loaded Catalog has no dangling name.
-- Terms that are not stated count as the worst: no `cleared_for` means the lowest privacy class.
+- Terms that are not stated count as the worst: no `cleared_for` means the lowest privacy class, and
+  no backend is cleared for more than its stated terms bear out, where `clearance_terms` says what.
 - A secret is a reference. One written out is refused, and not repeated in the message.
 - Plain http carries prompts in the clear: it is taken for private hosts only.
 """
@@ -14,179 +15,36 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
-
-from pydantic import Field
 
 from gateway.domain.catalog import (
     Alias,
     Backend,
     Catalog,
     DataTerms,
+    DetectorPlugin,
+    Equivalence,
     Kind,
     Limits,
     Model,
+    StandIn,
     Target,
 )
-from gateway.domain.request import Capability, Endpoint
-from gateway.policy.source import Findings, Path, Strict, digest, json_schema, nearest, read
-
-_DEFAULT = Limits()
-_MS_MAX = 3_600_000
-
-Count = Annotated[int, Field(ge=1, le=100_000_000)]
-Text = Annotated[str, Field(max_length=1000)]
-
-
-class LimitsFile(Strict):
-    """Bounds of one backend; times in milliseconds."""
-
-    concurrency_max: int = Field(
-        default=_DEFAULT.concurrency_max,
-        ge=1,
-        le=100_000,
-        description="Requests in flight at once.",
-    )
-    connect_ms_max: int = Field(
-        default=_DEFAULT.connect_ms_max,
-        ge=1,
-        le=60_000,
-        description="To a connection, TLS included.",
-    )
-    first_chunk_ms_max: int = Field(
-        default=_DEFAULT.first_chunk_ms_max,
-        ge=1,
-        le=_MS_MAX,
-        description="To the first byte of content.",
-    )
-    first_chunk_ms_per_1k_prompt_tokens: int = Field(
-        default=_DEFAULT.first_chunk_ms_per_1k_prompt_tokens,
-        ge=0,
-        le=60_000,
-        description="Stretches first_chunk_ms_max for long prompts.",
-    )
-    idle_ms_max: int = Field(
-        default=_DEFAULT.idle_ms_max, ge=1, le=_MS_MAX, description="Between two chunks."
-    )
-    total_ms_max: int = Field(
-        default=_DEFAULT.total_ms_max, ge=1, le=24 * _MS_MAX, description="The whole request."
-    )
-    body_bytes_max: int = Field(
-        default=_DEFAULT.body_bytes_max,
-        ge=1,
-        le=1 << 30,
-        description="Of an answer that is not streamed.",
-    )
-
-
-class DataFile(Strict):
-    """What the operator may do with what it is sent. What is left out counts as the worst."""
-
-    region: Text | None = Field(default=None, description="Where it is processed.")
-    retention_days: int | None = Field(
-        default=None, ge=0, le=36_500, description="0 means not stored."
-    )
-    trains_on_data: bool | None = None
-    subprocessors: list[Text] = Field(default=[], max_length=200)
-    certifications: list[Text] = Field(default=[], max_length=50)
-    source: Text | None = Field(default=None, description="Where these terms were read, and when.")
-
-
-class ModelFile(Strict):
-    """A model as this backend serves it."""
-
-    context_tokens: Count | None = Field(default=None, description="Prompt plus output.")
-    prompt_tokens_max: Count | None = Field(
-        default=None,
-        description="Prompt alone, where the vendor (or its price list) sets a lower bound.",
-    )
-    output_tokens_max: Count | None = None
-    endpoints: frozenset[Endpoint] = Field(default=frozenset({Endpoint.CHAT}), min_length=1)
-    capabilities: frozenset[Capability] = Field(
-        default=frozenset(), description="What it can do beyond text in, text out."
-    )
-
-
-class BackendFile(Strict):
-    """A place that serves models."""
-
-    kind: Kind = Field(description="Who runs it: the axis of the build-vs-buy decision.")
-    wire: Literal["openai_http", "litellm_sdk"] = Field(description="The protocol it speaks.")
-    base_url: str = Field(
-        default="",
-        max_length=500,
-        description="Up to the path above /chat/completions. Optional on litellm_sdk.",
-    )
-    enabled: bool = Field(default=True, description="false: listed, never routed to.")
-    secret: str | None = Field(
-        default=None, max_length=500, description="env:NAME or file:/path; never the secret itself."
-    )
-    cleared_for: str | None = Field(
-        default=None,
-        description="The highest privacy class it may receive. Left out: the lowest class.",
-    )
-    auth_header: str = Field(
-        default="authorization",
-        pattern=r"^[a-z0-9-]{1,64}$",
-        description="Carries the secret: as 'Bearer ...' in authorization, bare in any other.",
-    )
-    headers: dict[str, Text] = Field(
-        default={}, max_length=20, description="Sent with every request."
-    )
-    query: str = Field(
-        default="",
-        max_length=500,
-        description="Appended to every URL: Azure's api-version, for one.",
-    )
-    vendor: str | None = Field(
-        default=None, pattern=r"^[a-z0-9_]{1,64}$", description="litellm's name of the provider."
-    )
-    health_path: str | None = Field(
-        default=None,
-        pattern=r"^/",
-        max_length=200,
-        description="A free GET on the origin that answers 200.",
-    )
-    continuous_usage: bool = Field(
-        default=False, description="Speaks vLLM's stream_options.continuous_usage_stats."
-    )
-    unsupported_parameters: frozenset[str] = Field(
-        default=frozenset(),
-        max_length=100,
-        description="Left out of requests to it, and disclosed.",
-    )
-    simulated: bool = Field(default=False, description="A stand-in; labelled wherever it shows.")
-    insecure_http: bool = Field(
-        default=False, description="Take http:// to a public host all the same."
-    )
-    data: DataFile = DataFile()
-    limits: LimitsFile = LimitsFile()
-    models: dict[str, ModelFile] = Field(min_length=1, max_length=1000)
-
-
-class AliasFile(Strict):
-    """The model name an app asks for."""
-
-    description: Text = ""
-    privacy_floor: str | None = Field(
-        default=None, description="No request for it is classed lower. Left out: the lowest class."
-    )
-    targets: list[str] = Field(
-        min_length=1, max_length=100, description="backend/model, in order of preference."
-    )
-
-
-class CatalogFile(Strict):
-    """Backends, the models they serve, under which terms; and aliases over them."""
-
-    version: Literal[1]
-    privacy_classes: list[str] = Field(
-        min_length=1, max_length=16, description="From least to most strict."
-    )
-    aliases: dict[str, AliasFile] = Field(default={}, max_length=10_000)
-    backends: dict[str, BackendFile] = Field(min_length=1, max_length=1000)
+from gateway.policy.catalog_file import (
+    AliasFile,
+    BackendFile,
+    CatalogFile,
+    ClearanceFile,
+    DataFile,
+    ModelFile,
+)
+from gateway.policy.detect import CONTENT
+from gateway.policy.detectors import DETECTORS
+from gateway.policy.language import Terms
+from gateway.policy.source import Findings, Path, digest, json_schema, nearest, read
+from gateway.policy.terms import unmet
 
 
 def load_catalog(text: str, *, source: str, secret_present: Callable[[str], bool]) -> Catalog:
@@ -198,9 +56,12 @@ def load_catalog(text: str, *, source: str, secret_present: Callable[[str], bool
     file, findings = read(CatalogFile, text, source)
     _check_names(file, findings)
     for name, backend in file.backends.items():
-        _check_backend(backend, ("backends", name), file.privacy_classes, findings)
+        _check_backend(backend, ("backends", name), file, findings)
+        _check_clearance(backend, name, file, findings)
     for name, alias in file.aliases.items():
         _check_alias(alias, ("aliases", name), file, findings)
+    _check_detectors(file, findings)
+    _check_groups(file, findings)
     findings.raise_if_any()
     rank = {name: index for index, name in enumerate(file.privacy_classes)}
     return Catalog(
@@ -214,11 +75,29 @@ def load_catalog(text: str, *, source: str, secret_present: Callable[[str], bool
                 name=name,
                 targets=tuple(map(target, alias.targets)),
                 privacy_floor=rank[alias.privacy_floor] if alias.privacy_floor else 0,
+                stand_in=StandIn(alias.stand_in),
                 description=alias.description,
             )
             for name, alias in file.aliases.items()
         },
         digest=digest(file),
+        equivalences=tuple(
+            Equivalence(
+                name=name,
+                weights=group.weights,
+                precision=group.precision,
+                declared_by=group.declared_by,
+                evidence=group.evidence,
+                targets=frozenset(map(target, group.targets)),
+            )
+            for name, group in file.equivalence.items()
+        ),
+        detectors={name: rank[wanted] for name, wanted in file.detectors.items()},
+        detector_plugins=tuple(
+            DetectorPlugin(name=name, rank=rank[plugin.privacy_class], timeout_ms=plugin.timeout_ms)
+            for name, plugin in file.detector_plugins.items()
+        ),
+        scan_bytes_max=file.scan_bytes_max,
     )
 
 
@@ -256,6 +135,8 @@ def _check_names(file: CatalogFile, findings: Findings) -> None:
         if name in seen:
             findings.problem(path, f"'{name}' is listed twice")
         seen.add(name)
+    for name in file.clearance_terms:
+        _check_class(name, ("clearance_terms", name), file, findings, key=True)
     for name, backend in file.backends.items():
         path = ("backends", name)
         if not _BACKEND.fullmatch(name):
@@ -279,15 +160,9 @@ def _check_names(file: CatalogFile, findings: Findings) -> None:
             )
 
 
-def _check_backend(
-    backend: BackendFile, path: Path, classes: list[str], findings: Findings
-) -> None:
-    if backend.cleared_for is not None and backend.cleared_for not in classes:
-        findings.problem(
-            (*path, "cleared_for"),
-            f"unknown privacy class '{backend.cleared_for}'",
-            nearest(backend.cleared_for, classes),
-        )
+def _check_backend(backend: BackendFile, path: Path, file: CatalogFile, findings: Findings) -> None:
+    if backend.cleared_for is not None:
+        _check_class(backend.cleared_for, (*path, "cleared_for"), file, findings)
     if backend.secret is not None and not _SECRET.fullmatch(backend.secret):
         findings.problem(
             (*path, "secret"), "a secret does not belong in this file", "use env:NAME or file:/path"
@@ -305,6 +180,97 @@ def _check_backend(
         findings.problem((*path, "vendor"), f"has no meaning on {backend.wire}", key=True)
     if backend.base_url or backend.wire == "openai_http":
         _check_url(backend, (*path, "base_url"), findings)
+
+
+def _check_clearance(
+    backend: BackendFile, name: str, file: CatalogFile, findings: Findings
+) -> None:
+    """Whether the stated terms bear out what the backend is cleared for."""
+    classes = file.privacy_classes
+    cleared_for = backend.cleared_for or classes[0]
+    if cleared_for not in classes:
+        return
+    shown = Backend(
+        name=name,
+        kind=backend.kind,
+        wire=backend.wire,
+        base_url="",
+        models={},
+        clearance=0,
+        data=_data(backend.data),
+    )
+    for demanded in classes[: classes.index(cleared_for) + 1]:
+        lacking = [list(_lacks(entry, shown)) for entry in file.clearance_terms.get(demanded, ())]
+        if lacking and all(lacking):
+            said = dict.fromkeys(", ".join(terms) for terms in lacking)
+            findings.problem(
+                ("backends", name, "cleared_for"),
+                f"its terms do not bear out '{demanded}': {', or: '.join(said)}",
+                "state it below data, with the source, or clear it for less",
+            )
+            return
+
+
+def _lacks(entry: ClearanceFile, backend: Backend) -> Iterator[str]:
+    """Every term of the entry that the backend does not state, in words."""
+    for term in (
+        Terms(regions=_set(entry.regions)),
+        Terms(retention_days_max=entry.retention_days_max),
+        Terms(no_training=entry.no_training),
+        Terms(certifications=frozenset(entry.certifications)),
+        Terms(subprocessors_allowed=_set(entry.subprocessors_allowed)),
+    ):
+        if (wrong := unmet(term, backend, Model(name=""))) is not None:
+            yield wrong
+
+
+def _set(names: list[str] | None) -> frozenset[str] | None:
+    return None if names is None else frozenset(names)
+
+
+def _check_detectors(file: CatalogFile, findings: Findings) -> None:
+    known = [*DETECTORS, *CONTENT]
+    for name, wanted in file.detectors.items():
+        if name not in known:
+            findings.problem(
+                ("detectors", name), f"no detector '{name}'", nearest(name, known), key=True
+            )
+        _check_class(wanted, ("detectors", name), file, findings)
+    for name, plugin in file.detector_plugins.items():
+        path: Path = ("detector_plugins", name)
+        if not _CLASS.fullmatch(name) or name in known:
+            findings.problem(path, f"'{name}' is no name for a plugin", key=True)
+        _check_class(plugin.privacy_class, (*path, "class"), file, findings)
+
+
+def _check_class(
+    name: str, path: Path, file: CatalogFile, findings: Findings, *, key: bool = False
+) -> None:
+    if name not in file.privacy_classes:
+        hint = nearest(name, file.privacy_classes)
+        findings.problem(path, f"unknown privacy class '{name}'", hint, key=key)
+
+
+def _check_groups(file: CatalogFile, findings: Findings) -> None:
+    group_of: dict[str, str] = {}
+    for name, group in file.equivalence.items():
+        path: Path = ("equivalence", name)
+        if not _BACKEND.fullmatch(name):
+            findings.problem(path, f"'{name}' is no name for a group", key=True)
+        for index, text in enumerate(group.targets):
+            at = (*path, "targets", index)
+            _check_target(text, at, file, findings)
+            if text in group_of:
+                findings.problem(at, f"'{text}' is in group '{group_of[text]}' already")
+            group_of.setdefault(text, name)
+    for name, alias in file.aliases.items():
+        groups = [group_of[text] for text in alias.targets if text in group_of]
+        if alias.stand_in == StandIn.GROUP.value and len(set(groups)) == len(groups):
+            findings.problem(
+                ("aliases", name, "stand_in"),
+                "no two of its targets are in one group, so nothing ever stands in",
+                "declare a group below equivalence, or leave stand_in out",
+            )
 
 
 def _check_header(name: str, path: Path, findings: Findings) -> None:
@@ -347,11 +313,7 @@ def _is_private(host: str) -> bool:
 def _check_alias(alias: AliasFile, path: Path, file: CatalogFile, findings: Findings) -> None:
     floor = alias.privacy_floor
     if floor is not None and floor not in file.privacy_classes:
-        findings.problem(
-            (*path, "privacy_floor"),
-            f"unknown privacy class '{floor}'",
-            nearest(floor, file.privacy_classes),
-        )
+        _check_class(floor, (*path, "privacy_floor"), file, findings)
         floor = None
     cleared: list[str | None] = []
     for index, text in enumerate(alias.targets):
@@ -422,16 +384,20 @@ def _backend(
         continuous_usage=file.continuous_usage,
         unsupported_parameters=file.unsupported_parameters,
         simulated=file.simulated,
-        data=DataTerms(
-            region=file.data.region,
-            retention_days=file.data.retention_days,
-            trains_on_data=file.data.trains_on_data,
-            subprocessors=tuple(file.data.subprocessors),
-            certifications=tuple(file.data.certifications),
-            source=file.data.source,
-        ),
+        data=_data(file.data),
         limits=Limits(**file.limits.model_dump()),
         why_unconfigured=why,
+    )
+
+
+def _data(file: DataFile) -> DataTerms:
+    return DataTerms(
+        region=file.region,
+        retention_days=file.retention_days,
+        trains_on_data=file.trains_on_data,
+        subprocessors=tuple(file.subprocessors),
+        certifications=tuple(file.certifications),
+        source=file.source,
     )
 
 
@@ -443,4 +409,5 @@ def _model(name: str, file: ModelFile) -> Model:
         output_tokens_max=file.output_tokens_max,
         endpoints=file.endpoints,
         capabilities=file.capabilities,
+        licence=file.licence,
     )

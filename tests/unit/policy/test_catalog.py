@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
-from gateway.domain.catalog import Kind, Limits, Target
+from gateway.domain.catalog import DetectorPlugin, Kind, Limits, StandIn, Target
 from gateway.domain.request import Capability, Endpoint
 from gateway.policy.catalog import load_catalog, schema, target
 from gateway.policy.source import ConfigErrors
@@ -197,6 +198,96 @@ def test_a_whole_file_of_mistakes_is_told_at_once():
         "c.yaml:12:5: backends.api.secrte: unknown key 'secrte'; did you mean 'secret'?",
         "c.yaml:31:11: backends.sdk.kind: unknown value 'x'; one of: closed_api, managed, self_hosted",
     ]
+
+
+# --- privacy, equivalence, licences: at the end of the good file ---------------------------------
+
+PRIVACY = (
+    GOOD.replace("{description: Small talk.,", "{stand_in: group,")
+    + """\
+clearance_terms:
+  internal:
+    - {retention_days_max: 0}
+    - {retention_days_max: 60, no_training: true}
+  restricted:
+    - {retention_days_max: 0, no_training: true, regions: [here], certifications: [SOC 2]}
+detectors: {card_number: restricted, email: internal, token_ids: public}
+detector_plugins: {names: {class: internal, timeout_ms: 20}}
+scan_bytes_max: 2048
+equivalence:
+  same:
+    weights: a/b, published
+    precision: FP8
+    declared_by: ops
+    targets: [api/a/b, home/m]
+"""
+)
+PRIVACY = PRIVACY.replace(
+    "models: {m: {}}",
+    """\
+data: {region: here, retention_days: 0, trains_on_data: false, certifications: [SOC 2, X]}
+    models: {m: {licence: Apache-2.0}}""",
+    1,
+)
+
+
+def test_detectors_groups_and_licences_as_they_are_written():
+    catalog = load(PRIVACY)
+    assert catalog.detectors == {"card_number": 2, "email": 1, "token_ids": 0}
+    assert catalog.detector_plugins == (DetectorPlugin(name="names", rank=1, timeout_ms=20),)
+    assert catalog.scan_bytes_max == 2048
+    [group] = catalog.equivalences
+    assert (group.name, group.weights, group.precision, group.declared_by, group.evidence) == (
+        "same",
+        "a/b, published",
+        "FP8",
+        "ops",
+        "",
+    )
+    assert group.targets == {Target("api", "a/b"), Target("home", "m")}
+    assert (catalog.aliases["chat"].stand_in, catalog.aliases["inner"].stand_in) == (
+        StandIn.GROUP,
+        StandIn.ALIAS,
+    )
+    assert catalog.backends["home"].models["m"].licence == "Apache-2.0"
+    assert catalog.backends["api"].models["a/b"].licence is None
+    assert load(GOOD).detectors == {}
+    assert load(GOOD).equivalences == ()
+
+
+PRIVACY_REPLACED = [
+    # (what is replaced, by what, the line without its position that is told)
+    ("data: {retention_days: 30, trains_on_data: false,", "data: {", "backends.api.cleared_for: its terms do not bear out 'internal': how long it keeps data is not stated, at most 0 days are asked for, or: how long it keeps data is not stated, at most 60 days are asked for, whether it trains on data is not stated; state it below data, with the source, or clear it for less"),
+    ("retention_days: 30, trains", "retention_days: 61, trains", "backends.api.cleared_for: its terms do not bear out 'internal': keeps data for 61 days, at most 0 are asked for, or: keeps data for 61 days, at most 60 are asked for; state it below data, with the source, or clear it for less"),
+    ("days: 30, trains_on_data: false", "days: 30, trains_on_data: true", "backends.api.cleared_for: its terms do not bear out 'internal': keeps data for 30 days, at most 0 are asked for, or: trains on data; state it below data, with the source, or clear it for less"),
+    ("cleared_for: internal", "cleared_for: restricted", "backends.api.cleared_for: its terms do not bear out 'restricted': the region is not stated, asked for is here, keeps data for 30 days, at most 0 are asked for; state it below data, with the source, or clear it for less"),
+    ("{region: here, ", "{region: there, ", "backends.home.cleared_for: its terms do not bear out 'restricted': the region is there, not here; state it below data, with the source, or clear it for less"),
+    ("certifications: [SOC 2, X]", "certifications: [X]", "backends.home.cleared_for: its terms do not bear out 'restricted': not certified for SOC 2; state it below data, with the source, or clear it for less"),
+    ("  internal:\n    - {retention_days_max: 0}", "  public:\n    - {retention_days_max: 0}", "backends.sdk.cleared_for: its terms do not bear out 'public': how long it keeps data is not stated, at most 0 days are asked for, or: how long it keeps data is not stated, at most 60 days are asked for, whether it trains on data is not stated; state it below data, with the source, or clear it for less"),
+    ("  internal:\n    - {ret", "  intern:\n    - {ret", "clearance_terms.intern: unknown privacy class 'intern'; did you mean 'internal'?"),
+    ("{card_number: restricted", "{card_nr: restricted", "detectors.card_nr: no detector 'card_nr'; did you mean 'card_number'?"),
+    ("{card_number: restricted", "{card_number: strict", "detectors.card_number: unknown privacy class 'strict'; did you mean 'restricted'?"),
+    ("class: internal", "class: intern", "detector_plugins.names.class: unknown privacy class 'intern'; did you mean 'internal'?"),
+    ("{names: {", "{email: {", "detector_plugins.email: 'email' is no name for a plugin"),
+    ("timeout_ms: 20", "timeout_ms: 0", "detector_plugins.names.timeout_ms: must be at least 1"),
+    ("targets: [api/a/b, home/m]\n", "targets: [api/a/b, home/n]\n", "equivalence.same.targets[1]: backend 'home' has no model 'n'; one of: m"),
+    ("    declared_by: ops\n", "", "equivalence.same.declared_by: missing key 'declared_by'"),
+    ("targets: [api/a/b, home/m]\n", "targets: [home/m, home/m]\n", "equivalence.same.targets[1]: 'home/m' is in group 'same' already"),
+    ("targets: [api/a/b, home/m]\n", "targets: [sdk/m, home/m]\n", "aliases.chat.stand_in: no two of its targets are in one group, so nothing ever stands in; declare a group below equivalence, or leave stand_in out"),
+    ("stand_in: group", "stand_in: grup", "aliases.chat.stand_in: unknown value 'grup'; did you mean 'group'?"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "line"), PRIVACY_REPLACED)
+def test_a_claim_without_its_terms_is_refused_with_what_is_missing(old: str, new: str, line: str):
+    assert old in PRIVACY
+    shown = [re.sub(r"^c\.yaml:\d+:\d+: ", "", told) for told in told(PRIVACY.replace(old, new))]
+    assert line in shown
+
+
+def test_the_place_of_an_unproven_clearance():
+    [line] = told(PRIVACY.replace("{region: here, ", "{"))
+    assert line.startswith("c.yaml:27:18: backends.home.cleared_for: ")
 
 
 def test_the_json_schema_takes_the_good_file_and_refuses_an_unknown_key():
