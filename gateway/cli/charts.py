@@ -136,7 +136,7 @@ def _bar(
 ) -> list[str]:
     parts = [_text(x + LABEL - 10, middle + 4, _short(bar.label, LABEL - 10), "ink", "end")]
     parts.append(_text(right + VALUE, middle + 4, bar.text, "ink", "end"))
-    if isnan(bar.value):
+    if isnan(bar.value) or (not bar.value and bar.mark is None):
         return parts
     start, end = sorted((at(0), at(bar.value)))
     parts.append(

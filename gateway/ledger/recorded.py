@@ -71,7 +71,7 @@ async def counts(store: Store, since_us: int, until_us: int) -> Counts:
 async def pages(store: Store, since_us: int, until_us: int) -> AsyncIterator[list[Recorded]]:
     """All decided requests of the period."""
     async for rows in _paged(store, _COLUMNS, PAGE_ROWS, since_us, until_us):
-        yield [_recorded(row) for row in rows]
+        yield [from_row(row) for row in rows]
 
 
 async def sample(
@@ -92,7 +92,7 @@ async def sample(
         for start in range(0, len(ids), PAGE_ROWS):
             page = ids[start : start + PAGE_ROWS]
             query = sa.select(*_COLUMNS).where(requests.c.id.in_(page)).order_by(*_KEY)
-            yield [_recorded(row) for row in await store.select(query)]
+            yield [from_row(row) for row in await store.select(query)]
 
 
 async def configured(store: Store, since_us: int, until_us: int, *, rows: int = 200) -> set[str]:
@@ -140,7 +140,8 @@ def _within(since_us: int, until_us: int) -> sa.ColumnElement[bool]:
     return sa.and_(started >= since_us, started < until_us)
 
 
-def _recorded(row: Mapping[str, Any]) -> Recorded:
+def from_row(row: Mapping[str, Any]) -> Recorded:
+    """A row of the ledger, or a line of the journal as parsed, that has a decision."""
     backend, model, output = row["backend"], row["model"], row["output_tokens"]
     usage = None
     if output is not None:
