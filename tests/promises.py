@@ -26,10 +26,25 @@ PROMISES: dict[str, tuple[str, str, str]] = {
         "0 failed, 0 missing",
         "tests/chaos/test_database_away.py",
     ),
+    "I-4": (
+        "a budget holds whatever the concurrency, and gives back what nobody settles",
+        "0 over at N=200, at least 98 % used",
+        "tests/chaos/test_limits.py",
+    ),
+    "I-5": (
+        "usage beyond the hold is counted, told, and stops the next request",
+        "at most 1 beyond at N=1",
+        "tests/chaos/test_limits.py",
+    ),
     "I-6": (
         "Redis away or slow: requests are served all the same",
         "0 failed, at most 3 slow",
         "tests/chaos/test_redis_away.py",
+    ),
+    "I-6b": (
+        "limits while Redis is away: soft ones go on with an allowance, hard ones refuse, all is counted after",
+        "0 soft refused, exact after",
+        "tests/chaos/test_limits.py",
     ),
     "I-7": (
         "restricted data never reaches a backend not cleared for it, in any fault or fallback",
@@ -60,6 +75,16 @@ PROMISES: dict[str, tuple[str, str, str]] = {
         "a stalled stream is cut at its deadline with an error event",
         "within 0.5 s",
         "tests/chaos/test_midstream.py",
+    ),
+    "I-19": (
+        "a 429 of one backend cools it for the workers of all nodes, others take over",
+        "within 200 ms, at most 1 call meanwhile, at most 1.1 calls a request",
+        "tests/chaos/test_cooling.py",
+    ),
+    "I-20": (
+        "a total outage is not made worse by repeating: calls upstream per request",
+        "at most 1.1 after the first burst",
+        "tests/chaos/test_retry.py",
     ),
     "I-23": (
         "shutdown drains: streams end, nothing is refused that was accepted, rows are flushed",

@@ -6,7 +6,7 @@
 --                (mode, amount, route, span, start_ms, thresholds, ask, seen) each
 --           -> now_ms, OK | REFUSED | CLOCK, (taken, wait_ms, told, slice) each
 --   settle  KEYS leases, hold, a counter each; without counters all of the hold is given back
---           ARGV 'settle', id, again, (mode, span, slice, used) each
+--           ARGV 'settle', id, 'held' | 'own', (mode, span, slice, used) each
 --           -> now_ms
 --
 -- mode: 'w' a sliding window, span = milliseconds of a slice; 'c' a calendar period, span = its end
@@ -56,7 +56,7 @@ local function sweep()
   local prefix = string.sub(hold, 1, -#id - 1)
   for _, late in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, SWEEP_MAX)) do
     local packed = redis.call('GET', prefix .. late)
-    if packed and packed ~= 'ended' then
+    if packed and packed ~= 'ended' and packed ~= 'told' then
       give_back(cmsgpack.unpack(packed))
       redis.call('SET', prefix .. late, 'ended', 'KEEPTTL')
     end
@@ -195,15 +195,16 @@ local function begin()
   return reply
 end
 
--- Exactly once: the hold is there until it is settled, and 'ended' when its lease was over first.
--- Without one, a first telling counts (the store has lost the hold, or it was let in while the store
--- was away); a telling repeated after a lost connection (`again`) was heard the first time.
+-- Exactly once, in whatever order tellings arrive. A hold is there until it is settled, or 'ended'
+-- when its lease was over first; without one it was settled before, or this store has lost it, and
+-- then its counters go on from figures that have it in. What a worker let in on its own while the
+-- store was away has no hold; that it was told is kept instead.
 local function settle()
   local packed = redis.call('GET', hold)
-  if not packed and ARGV[3] == '1' then return { now } end
+  local own = ARGV[3] == 'own'
+  if packed == 'told' or (not packed and not own) then return { now } end
   local held = packed and packed ~= 'ended' and cmsgpack.unpack(packed) or {}
-  -- Told of other counters than are held: the caller never heard that they are.
-  if #held ~= #KEYS - 2 then
+  if own or #KEYS == 2 then  -- all of it is to be given back; the worker has not heard of this hold
     give_back(held)
     held = {}
   end
@@ -213,10 +214,12 @@ local function settle()
     correct(KEYS[i], ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]),
       tonumber(ARGV[at + 3]) - before)
   end
-  if packed then
+  if own then
+    redis.call('SET', hold, 'told', 'PX', KEEP_MS)
+  else
     redis.call('DEL', hold)
-    redis.call('ZREM', leases, id)
   end
+  if packed then redis.call('ZREM', leases, id) end
   return { now }
 end
 

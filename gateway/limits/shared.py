@@ -15,14 +15,15 @@ Time is Redis's: leases, windows, and whether a calendar period is the present o
 clock is wrong asks for the wrong day, is told the time, and asks again.
 
 INVARIANTS
-- No request waits for a settlement. What could not be sent is kept, `UNSENT_MAX` of it, and sent
-  when Redis is back; a settlement of unknown fate is sent again and counted once.
+- No request waits for a settlement. What could not be sent, or may not have arrived, is kept,
+  `UNSENT_MAX` of it, and sent when Redis is back; however often it arrives, it counts once.
 - While Redis is away, a `refuse` limit lets nothing in. An `allowance` limit lets each worker take
   a quarter of its share of what was left when it last looked, of a window or of permits a quarter
   of its share of the whole; what that came to is counted when Redis is back. So the overshoot is
   at most a quarter of what was left, plus what a dead worker had not told.
-- A store that lost its memory goes on, counter by counter, from what the first worker to ask last
-  saw; what other workers had added since, and open leases, are lost with it.
+- A store that lost its memory goes on with a day's or month's counter from what the first worker to
+  ask last saw, open holds included; what others had added since is lost with it, and so are
+  windows (an hour at most) and permits.
 - Figures stay below 2^53: the script counts in doubles.
 """
 
@@ -126,18 +127,21 @@ class _Receipt:
 
 
 class _Telling:
-    """A settlement on its way: heard, or kept to be told again."""
+    """A settlement on its way: heard, or kept to be told again, for it counts once.
 
-    __slots__ = ("again", "args", "gate", "keys", "request_id")
+    `how`: of a hold in the store (`held`), or of what we let in on our `own`.
+    """
+
+    __slots__ = ("args", "gate", "how", "keys", "request_id")
 
     def __init__(
-        self, gate: RedisGate, request_id: str, keys: list[str], args: list[str | int]
+        self, gate: RedisGate, request_id: str, how: str, keys: list[str], args: list[str | int]
     ) -> None:
         self.gate = gate
         self.request_id = request_id
+        self.how = how
         self.keys = keys
         self.args = args
-        self.again = 0
 
     def done(self) -> bool:
         return False
@@ -146,13 +150,10 @@ class _Telling:
         self.gate.heard(reply[0])
 
     def set_exception(self, error: Any, /) -> None:
-        if isinstance(error, RedisReplyError):
-            if str(error).startswith("NOSCRIPT"):
-                self.gate.tell(self, whole=True)
-                return
+        if isinstance(error, RedisReplyError) and str(error).startswith("NOSCRIPT"):
+            self.gate.tell(self, whole=True)
         else:
-            self.again = 1  # it may have arrived
-        self.gate.keep(self)
+            self.gate.keep(self)
 
 
 class _Waiting:
@@ -262,7 +263,8 @@ class RedisGate:
         for (_, mode, span, slice_), (limit, _, amount) in zip(receipt.places, asks, strict=True):
             args += (mode, span, slice_, used.of(limit.unit, amount))
         keys = [place[0] for place in receipt.places]
-        self.tell(_Telling(self, admission.hold or "", keys, args))
+        how = "held" if receipt.local is None else "own"
+        self.tell(_Telling(self, admission.hold or "", how, keys, args))
 
     def release(self, admission: Admission) -> None:
         """Nothing was sent upstream: give all of it back. Does not wait."""
@@ -277,7 +279,7 @@ class RedisGate:
 
     def abandon(self, request_id: str) -> None:
         """Give back what is or will be held for this request. Commands keep their order."""
-        self.tell(_Telling(self, request_id, [], []))
+        self.tell(_Telling(self, request_id, "held", [], []))
 
     # --- with the store -----------------------------------------------------------------------
 
@@ -355,7 +357,7 @@ class RedisGate:
             *keys,
             "settle",
             telling.request_id,
-            telling.again,
+            telling.how,
             *telling.args,
             waiter=telling,
         )
