@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -25,14 +26,79 @@ def folder(tmp_path):
 
 
 def test_the_shipped_files_are_ok(folder):
-    code, output = run("check", "--dir", folder)
+    code, output = run("check", "--dir", folder, "--day", "2026-11-23")
     assert code == 0
     assert output.splitlines()[-1] == "ok"
-    assert "note: no price for vllm/openai/gpt-oss-120b: unpriced, not free" in output
+    assert "note: backends.vllm.models.openai/gpt-oss-120b: no price for vllm/" in output
+    assert re.search(r"^(\d+) of \1 tests of 7 policies passed$", output, re.MULTILINE)
 
 
-def test_the_problems_of_all_files_are_printed(folder):
-    catalog, routing = folder / "catalog.yaml", folder / "routing" / "balanced.yaml"
+def test_a_warning_fails_when_asked_to(folder):
+    file = folder / "routing" / "cheapest.yaml"
+    day = ("--day", "2026-11-23")
+    code, output = run("check", file, "--dir", folder, *day)
+    assert (code, output.splitlines()[-1]) == (0, "ok")
+    assert f"{file}:14:7: warning: default.by: has no price for llamacpp/gemma3-270m" in output
+    code, output = run("check", file, "--dir", folder, *day, "--strict")
+    assert (code, output.splitlines()[-1]) == (1, "1 warning in 1 file")
+
+
+def test_a_change_of_the_catalog_is_checked_with_every_policy(folder):
+    catalog = folder / "catalog.yaml"
+    text = catalog.read_text()
+    at = text.index("  vllm:\n")
+    catalog.write_text(
+        text[:at] + text[at:].replace("cleared_for: restricted", "cleared_for: public", 1)
+    )
+    code, output = run("check", catalog, "--dir", folder)
+    assert code == 1
+    tests = folder / "routing" / "private-first.tests.yaml"
+    assert (
+        f"{tests}:18:21: tests[2].expect.order: test 'while there is room at home, home" in output
+    )
+
+
+def test_a_failing_test_shows_what_was_decided(folder):
+    tests = folder / "routing" / "cheapest.tests.yaml"
+    tests.write_text(
+        tests.read_text().replace("[baseten, together, vllm]", "[together, baseten, vllm]")
+    )
+    code, output = run("check", folder / "routing" / "cheapest.yaml", "--dir", folder)
+    assert code == 1
+    lines = output.splitlines()
+    name = "the lowest price wins, an unknown one comes last"
+    assert (
+        f"{tests}:7:21: tests[0].expect.order: test '{name}' expected together, baseten, vllm, got "
+        "baseten/openai/gpt-oss-120b, together/openai/gpt-oss-120b, vllm/openai/gpt-oss-120b"
+    ) in lines
+    at = lines.index(f"decided in test '{name}', route default:")
+    assert lines[at + 2].split()[:4] == ["1", "baseten/openai/gpt-oss-120b", "cheapest", "1"]
+    assert "5 of 6 tests of 1 policies passed" in lines
+    assert lines[-1] == "1 error and 1 warning in 2 files"
+
+
+def test_a_test_file_alone_is_checked_with_its_policy(folder):
+    tests = folder / "routing" / "fastest.tests.yaml"
+    code, output = run("check", tests, "--dir", folder)
+    assert (code, output.splitlines()[-1]) == (0, "ok")
+    assert "tests of 1 policies passed" in output
+    tests.rename(folder / "routing" / "slowest.tests.yaml")
+    assert run("check", folder / "routing" / "slowest.tests.yaml", "--dir", folder)[0] == 2
+
+
+def test_tests_that_do_not_load_are_told_and_the_policy_is_still_linted(folder):
+    tests = folder / "routing" / "cheapest.tests.yaml"
+    tests.write_text("version: 1\nat: tomorrow\ntests: []\n")
+    file = folder / "routing" / "cheapest.yaml"
+    code, output = run("check", file, "--dir", folder, "--day", "2026-11-23")
+    assert code == 1
+    assert f"{tests}:2:5: at: 'tomorrow' is not a moment in a zone" in output
+    assert f"{tests}:3:8: tests: must not be empty" in output
+    assert f"{file}:14:7: warning: default.by" in output
+
+
+def test_the_problems_of_all_files_are_printed_once(folder):
+    catalog = folder / "catalog.yaml"
     before, _, after = catalog.read_text().partition("kind: managed")
     catalog.write_text(f"{before}kind: manged{after}")
     line = before.count("\n") + 1
@@ -40,10 +106,11 @@ def test_the_problems_of_all_files_are_printed(folder):
     prices.write_text(prices.read_text().replace("version: 1", "version: 3"))
     code, output = run("check", "--dir", folder)
     assert code == 1
-    assert f"{catalog}:{line}:11: backends.fireworks.kind: unknown value 'manged'" in output
-    assert f"{prices}:5:10: version: unknown value the number 3; one of: 1" in output
-    assert f"note: {routing} not checked: its catalog {catalog} does not load" in output
-    assert output.splitlines()[-1] == "2 problems in 2 of 9 files"
+    assert (
+        output.count(f"{catalog}:{line}:11: backends.fireworks.kind: unknown value 'manged'") == 1
+    )
+    assert output.count(f"{prices}:5:10: version: unknown value the number 3; one of: 1") == 1
+    assert output.splitlines()[-1] == "2 errors in 2 files"
 
 
 def test_a_single_policy_is_checked_against_the_catalog_of_the_folder(folder, tmp_path):
@@ -53,7 +120,7 @@ def test_a_single_policy_is_checked_against_the_catalog_of_the_folder(folder, tm
     assert code == 1
     assert output.splitlines() == [
         f"{mine}:3:21: default.prefer[0][0]: no kind or backend 'vlm'; did you mean 'vllm'?",
-        "1 problems in 1 of 1 files",
+        "1 error in 1 file",
     ]
 
 
@@ -67,6 +134,7 @@ def test_json_output(folder, tmp_path):
         "files": [str(mine)],
         "problems": [
             {
+                "severity": "error",
                 "source": str(mine),
                 "line": 3,
                 "column": 15,
@@ -75,7 +143,7 @@ def test_json_output(folder, tmp_path):
                 "hint": "did you mean 'cheapest'?",
             }
         ],
-        "notes": [],
+        "tests": [],
     }
 
 
@@ -83,10 +151,11 @@ def test_a_price_of_something_that_is_not_served_is_worth_a_note(folder):
     prices = folder / "prices" / "managed.yaml"
     text = prices.read_text()
     prices.write_text(text.replace("model: zai-org/GLM-5.3\n", "model: zai-org/GLM-5\n", 1))
-    code, output = run("check", "--dir", folder)
+    code, output = run("check", prices, "--dir", folder)
     assert code == 0
-    assert "note: a price for baseten/zai-org/GLM-5, which is not in the catalog" in output
-    assert "note: no price for baseten/zai-org/GLM-5.3: unpriced, not free" in output
+    assert "a price for baseten/zai-org/GLM-5, which is not in the catalog" in output
+    assert "no price for baseten/zai-org/GLM-5.3: unpriced, not free" in output
+    assert "no price for openai" not in output, "those are in the files beside it"
 
 
 def test_a_file_that_is_not_there_is_wrong_usage(tmp_path):
@@ -117,6 +186,6 @@ def test_wrong_usage_exits_2(args):
     assert run(*args)[0] == 2
 
 
-@pytest.mark.parametrize("command", ["check", "schema"])
+@pytest.mark.parametrize("command", ["check", "explain", "schema"])
 def test_help_has_an_example(command):
     assert "Example: weighbridge policy" in run(command, "--help")[1]
