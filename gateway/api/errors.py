@@ -6,6 +6,7 @@ dump, or nothing, for any other shape.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,8 @@ def status_of(error: e.GatewayError) -> int:
     if isinstance(error, e.UpstreamRejected) and 400 <= error.status < 500:
         return error.status
     if isinstance(error, e.UpstreamBusy) and error.status == 429:
+        return 429
+    if isinstance(error, e.NoEligibleBackend) and error.busy:
         return 429
     if isinstance(error, e.AllAttemptsFailed):
         statuses = {status_of(failure) for failure in error.failures}
@@ -112,8 +115,8 @@ def error_headers(error: e.GatewayError) -> Sequence[tuple[bytes, bytes]]:
     out: list[tuple[bytes, bytes]] = []
     wait = retry_after_s(error)
     if wait is not None:
-        out.append((b"retry-after", str(max(1, round(wait))).encode()))
-        out.append((b"retry-after-ms", str(max(1, round(wait * 1000))).encode()))
+        out.append((b"retry-after", b"%d" % max(1, math.ceil(wait))))
+        out.append((b"retry-after-ms", b"%d" % max(1, math.ceil(wait * 1000))))
     elif isinstance(error, e.AllAttemptsFailed | e.NoEligibleBackend | e.RateLimited):
         out.append((b"x-should-retry", b"false"))
     if isinstance(error, e.BudgetSpent):

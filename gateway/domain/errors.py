@@ -128,7 +128,8 @@ class NoEligibleBackend(GatewayError):
     """Every candidate was excluded. `exclusions` is `((backend, rule, detail), ...)`.
 
     `retry_after_s` is the earliest moment at which a cooling backend may be tried again, in
-    seconds; None where waiting will not help (privacy, capability, configuration).
+    seconds; None where waiting will not help (privacy, capability, configuration). `busy`: all
+    that is in the way is that backends asked us to wait.
     """
 
     code = "no_eligible_backend"
@@ -139,10 +140,12 @@ class NoEligibleBackend(GatewayError):
         *,
         exclusions: tuple[tuple[str, str, str], ...] = (),
         retry_after_s: float | None = None,
+        busy: bool = False,
     ) -> None:
         super().__init__(message)
         self.exclusions = exclusions
         self.retry_after_s = retry_after_s
+        self.busy = busy
 
 
 class RateLimited(GatewayError):

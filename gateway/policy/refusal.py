@@ -12,6 +12,9 @@ from gateway.domain.errors import (
 )
 from gateway.domain.request import ModelRequest
 
+# What goes by without anybody's doing.
+_PASSING = {Rule.COOLING, Rule.CIRCUIT_OPEN, Rule.UNHEALTHY, Rule.CAPACITY}
+
 
 def no_route(
     decision: Decision, snapshot: Snapshot, request: ModelRequest, caller: Caller, privacy: str
@@ -48,4 +51,5 @@ def no_route(
         ),
         exclusions=tuple((str(e.target), e.rule.value, e.detail) for e in decision.excluded),
         retry_after_s=min(waits) if waits else None,
+        busy=rules & _PASSING == {Rule.COOLING},
     )

@@ -20,6 +20,7 @@ from gateway.domain.outcome import Outcome
 from tests.chaos.audit import Row
 from tests.chaos.load import Answer, call, calls, chat, client
 from tests.gateway_process import GatewayProcess, gateway_beside, vendor_catalog
+from tests.promises import promise
 from tests.vendor import Script, ScriptedVendor, until, vendor_in_loop
 
 CLIENTS = 50
@@ -30,7 +31,7 @@ KEEPALIVE_S = 1
 FIRST_STATUS_S = 2
 
 SCRIPTS = {
-    "cool-a": replace(WELL, status=429, retry_after_s=2),
+    "cool-a": replace(WELL, status=429, retry_after_s=6),
     "cool-b": WELL,
     "busy-a": replace(WELL, status=429, retry_after_s=7),
     "busy-b": replace(WELL, status=429, retry_after_s=3),
@@ -120,7 +121,7 @@ async def test_429_cools_the_backend_and_the_other_takes_over(place: Place) -> N
     assert place.reached("cool-a") == 1
     assert place.reached("cool-b") == asked + 20
     place.vendor.scripts["cool-a"] = WELL
-    await asyncio.sleep(2.2)
+    await asyncio.sleep(6.2)
     assert (await place.ask("cool")).headers["x-weighbridge-backend"] == "cool-a"
 
 
@@ -129,7 +130,7 @@ async def test_429_of_all_is_429_with_the_smallest_wait(place: Place) -> None:
     assert (first.status, first.headers["retry-after"]) == (429, "3")
     assert first.error["type"] == "rate_limit_error"
     again = await place.ask("busy")
-    assert (again.status, again.error["code"]) == (503, "no_eligible_backend")
+    assert (again.status, again.error["code"]) == (429, "no_eligible_backend")
     assert again.headers["retry-after"] in {"2", "3"}
     assert place.reached("busy-a") == place.reached("busy-b") == 1
 
@@ -194,7 +195,8 @@ async def test_a_total_outage_is_not_made_worse(place: Place) -> None:
     before = reached()
     assert before <= 2 * CLIENTS  # and there are two of them
     answers = await calls(url, documents(CALLS), at_once=CLIENTS)
-    assert (reached() - before) / CALLS <= 1.1
+    amplification = (reached() - before) / CALLS
+    assert amplification <= 1.1
     codes = Counter(answer.error["code"] for answer in burst + answers if answer.told)
     assert sum(codes.values()) == CLIENTS + CALLS
     assert codes["no_eligible_backend"] > CALLS / 2, codes
@@ -203,6 +205,7 @@ async def test_a_total_outage_is_not_made_worse(place: Place) -> None:
         if answer.error["code"] in {"no_eligible_backend", "all_attempts_failed"}:
             when, again = map(answer.headers.get, ("retry-after", "x-should-retry"))
             assert when is not None or again == "false", answer
+    promise("I-20", f"{amplification:.2f} calls a request, {CALLS} requests")
     place.vendor.scripts |= {"out-a": WELL, "out-b": WELL}
     since = time.monotonic()
     while not (await place.ask("out")).ok:
