@@ -4,7 +4,7 @@ The engine itself is asked: for each alias, each class above the lowest (which i
 each route that may take such a request, with all else about the request left open. Data is what
 matters, so the unit is the backend: another model at a backend that could be sent this class for
 this alias before is no change, nor is a new alias over backends that could be sent this class for
-some other one. On the careful side: that a route's other conditions never come true is not seen.
+some other one. On the careful side: what `policy.reach` cannot tell is taken for possible.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from gateway.domain.decision import Decision, Facts, Rule
 from gateway.domain.request import Endpoint
 from gateway.policy.engine import Router
 from gateway.policy.language import Match, Policy, Route
+from gateway.policy.reach import reach as ways
 from gateway.policy.replay import PASSING
 
 
@@ -58,36 +59,28 @@ def exposures(old: tuple[Policy, Catalog], new: tuple[Policy, Catalog]) -> list[
 
 def reach(policy: Policy, catalog: Catalog) -> dict[tuple[str, str], frozenset[Target]]:
     """By alias and privacy class above the lowest: the targets such a request may be sent to."""
-    found: dict[tuple[str, str], set[Target]] = {}
-    for route in policy.routes:
+    found: dict[tuple[str, str], frozenset[Target]] = {}
+    for (_, alias, name), targets in by_route(policy, catalog).items():
+        found[alias, name] = found.get((alias, name), frozenset()) | targets
+    return found
+
+
+def by_route(policy: Policy, catalog: Catalog) -> dict[tuple[str, str, str], frozenset[Target]]:
+    """The same by the name of the route they come to."""
+    found: dict[tuple[str, str, str], set[Target]] = {}
+    for way in ways(policy, catalog):
+        route, comes = way.route, way.combinations()
         alone = replace(policy, routes=(replace(route, match=Match()),))
         router = Router.build(alone, catalog, {})
         for alias in catalog.aliases.values():
             for rank, name in enumerate(catalog.privacy_classes[1:], 1):
                 floored = max(rank, alias.privacy_floor)
-                if _reached(policy, route, alias, floored):
-                    open_to = found.setdefault((alias.name, name), set())
+                if floored in comes.get(alias.name, ()):
+                    open_to = found.setdefault((route.name, alias.name, name), set())
                     for endpoint in Endpoint:
                         decision = router.decide(_any(alias, floored, endpoint), {})
                         open_to.update(_open(decision, route))
     return {key: frozenset(targets) for key, targets in found.items()}
-
-
-def _reached(policy: Policy, route: Route, alias: Alias, rank: int) -> bool:
-    """Whether such a request may come to the route: none before it takes them all."""
-    for other in policy.routes:
-        match = other.match
-        takes = (
-            (match.aliases is None or alias.name in match.aliases)
-            and (match.privacy_at_least is None or rank >= match.privacy_at_least)
-            and (match.privacy_at_most is None or rank <= match.privacy_at_most)
-        )
-        if other is route:
-            return takes
-        rest = replace(match, aliases=None, privacy_at_least=None, privacy_at_most=None)
-        if takes and rest == Match():
-            return False
-    return False
 
 
 def _any(alias: Alias, rank: int, endpoint: Endpoint) -> Facts:

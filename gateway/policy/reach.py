@@ -13,7 +13,7 @@ INVARIANTS
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -30,7 +30,7 @@ Box: TypeAlias = Mapping[Axis, frozenset[Any]]
 _ALIAS, _PRIVACY, _TOKENS = ("alias",), ("privacy",), ("prompt_tokens",)
 _ENDPOINT, _STREAM, _KEY = ("endpoint",), ("stream",), ("key",)
 _EITHER = frozenset((True, False))
-_OTHER = frozenset((None,))  # a value that no match of the policy names
+_OTHER = frozenset((None,))  # a value that no match names
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,17 @@ class Reach:
     boxes: tuple[Box, ...]
     before: tuple[str, ...]
 
+    def overlaps(self, other: Reach, alias: str, rank: int, other_rank: int) -> bool:
+        """Whether a request for `alias` that gets here as class `rank` may, where the other route
+        is, get there as `other_rank`: all else about it being the same."""
+        ours = [_rest(box) for box in self.boxes if alias in box[_ALIAS] and rank in box[_PRIVACY]]
+        theirs = [
+            _rest(box)
+            for box in other.boxes
+            if alias in box[_ALIAS] and other_rank in box[_PRIVACY]
+        ]
+        return any(_common(one, two) is not None for one in ours for two in theirs)
+
     def combinations(self) -> dict[str, frozenset[int]]:
         """The aliases that get here, each with the privacy ranks that do."""
         found: dict[str, frozenset[int]] = {}
@@ -50,9 +61,12 @@ class Reach:
         return found
 
 
-def reach(policy: Policy, catalog: Catalog) -> tuple[Reach, ...]:
-    """For every route in order, which requests get to it."""
-    space = _space(policy, catalog)
+def reach(policy: Policy, catalog: Catalog, *beside: Policy) -> tuple[Reach, ...]:
+    """For every route in order, which requests get to it.
+
+    What a policy `beside` tells apart is told apart here too, so that boxes of both compare.
+    """
+    space = _space([route.match for each in (policy, *beside) for route in each.routes], catalog)
     left = _everything(catalog)
     whole = left
     earlier: list[tuple[str, tuple[Box, ...]]] = []
@@ -100,10 +114,9 @@ def _everything(catalog: Catalog) -> tuple[Box, ...]:
     )
 
 
-def _space(policy: Policy, catalog: Catalog) -> dict[Axis, frozenset[Any]]:
-    """The values of every axis that the policy's matches name; of prompt lengths, the first of
-    each stretch that no match cuts."""
-    matches = [route.match for route in policy.routes]
+def _space(matches: Sequence[Match], catalog: Catalog) -> dict[Axis, frozenset[Any]]:
+    """The values of every axis that the matches name; of prompt lengths, the first of each stretch
+    that no match cuts."""
     starts = {0}
     starts.update(m.prompt_tokens_min for m in matches if m.prompt_tokens_min is not None)
     starts.update(m.prompt_tokens_max + 1 for m in matches if m.prompt_tokens_max is not None)
@@ -164,6 +177,10 @@ def _between(values: Iterable[int], low: int | None, high: int | None) -> frozen
         for value in values
         if (low is None or value >= low) and (high is None or value <= high)
     )
+
+
+def _rest(box: Box) -> Box:
+    return {axis: values for axis, values in box.items() if axis not in {_ALIAS, _PRIVACY}}
 
 
 # --- the arithmetic ---------------------------------------------------------------------------
