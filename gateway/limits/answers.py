@@ -69,6 +69,8 @@ def refusal(admission: Admission, now_s: float) -> GatewayError:
         then = f"This request alone may take {_amount(limit, asked)}; ask for fewer output tokens."
     elif limit.unit is Unit.CONCURRENT:
         then = "Try again when one has ended."
+    elif limit.unit is Unit.REQUESTS:
+        then = f"None is left. {_again(limit, reset_s, now_s)}"
     else:
         left, need = _amount(limit, max(0, remaining)), _amount(limit, asked)
         then = f"{left} left, this request may take {need}. {_again(limit, reset_s, now_s)}"
