@@ -62,7 +62,8 @@ def print_report(problems: Sequence[Problem], verdicts: Sequence[Verdict]) -> No
     if verdicts:
         policies = len({verdict.decision.policy for verdict in verdicts})
         passed = len(verdicts) - len(failed)
-        typer.echo(f"{passed} of {len(verdicts)} tests of {policies} policies passed")
+        of = f"{policies} policies" if policies > 1 else "1 policy"
+        typer.echo(f"{passed} of {len(verdicts)} tests of {of} passed")
 
 
 def print_explanation(facts: Facts | None, privacy: str, told: Explanation) -> None:
@@ -101,16 +102,19 @@ def print_attempts(attempts: Iterable[AttemptRecord]) -> None:
 
 def _grouped(out: Console, problems: Sequence[Problem]) -> None:
     for source in dict.fromkeys(problem.source for problem in problems):
-        out.print(f"[bold]{escape(source)}[/]")
+        table = Table.grid(padding=(0, 2))
+        table.add_column(justify="right", no_wrap=True)
         for problem in (p for p in problems if p.source == source):
             colour = _COLOURS[problem.severity]
-            place = f"{problem.line}:{problem.column}"
             path = f"[bold]{escape(problem.path)}[/]: " if problem.path else ""
-            text = f"[{colour}]{problem.severity:7}[/] {path}{escape(problem.message)}"
-            out.print(f"  {place:>7}  {text}")
-            if problem.hint:
-                out.print(f"                    [dim]{escape(problem.hint)}[/]")
-        out.print()
+            hint = f"\n[dim]{escape(problem.hint)}[/]" if problem.hint else ""
+            table.add_row(
+                f"{problem.line}:{problem.column}",
+                f"[{colour}]{problem.severity}[/]",
+                f"{path}{escape(problem.message)}{hint}",
+            )
+        out.print(f"[bold]{escape(source)}[/]")
+        out.print(Padding(table, (0, 0, 1, 2)))
 
 
 def _facts(facts: Facts, privacy: str) -> str:

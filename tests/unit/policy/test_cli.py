@@ -73,7 +73,7 @@ def test_a_failing_test_shows_what_was_decided(folder):
     ) in lines
     at = lines.index(f"decided in test '{name}', route default:")
     assert lines[at + 2].split()[:4] == ["1", "baseten/openai/gpt-oss-120b", "cheapest", "1"]
-    assert "5 of 6 tests of 1 policies passed" in lines
+    assert "5 of 6 tests of 1 policy passed" in lines
     assert lines[-1] == "1 error and 1 warning in 2 files"
 
 
@@ -81,7 +81,7 @@ def test_a_test_file_alone_is_checked_with_its_policy(folder):
     tests = folder / "routing" / "fastest.tests.yaml"
     code, output = run("check", tests, "--dir", folder)
     assert (code, output.splitlines()[-1]) == (0, "ok")
-    assert "tests of 1 policies passed" in output
+    assert "tests of 1 policy passed" in output
     tests.rename(folder / "routing" / "slowest.tests.yaml")
     assert run("check", folder / "routing" / "slowest.tests.yaml", "--dir", folder)[0] == 2
 

@@ -1,0 +1,41 @@
+"""The examples of `docs/policies.md` are what they say they are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gateway.bundle import load, read_folder
+from gateway.policy.cases import load_cases, run
+from gateway.policy.source import keys
+
+ROOT = Path(__file__).parents[3]
+POLICIES = ROOT / "policies"
+BLOCKS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "policies.md").read_text(), re.DOTALL)
+FILES = [block for block in BLOCKS if "version" in keys(block)]
+
+
+def bundle(policy: str, text: str = ""):
+    files = dict(read_folder(POLICIES, policy))
+    if text:
+        files[f"routing/{policy}.yaml"] = text
+    return load(files, secret_present=lambda _: True)
+
+
+@pytest.mark.parametrize("text", [block for block in FILES if "default" in keys(block)])
+def test_an_example_policy_loads(text):
+    assert bundle("balanced", text).policy.routes
+
+
+@pytest.mark.parametrize("text", [block for block in FILES if "tests" in keys(block)])
+def test_example_tests_pass(text):
+    shipped = bundle("balanced")
+    suite = load_cases(text, source="t", catalog=shipped.catalog, policy=shipped.policy)
+    for verdict in run(suite, shipped.policy, shipped.catalog, shipped.prices.in_force):
+        assert verdict.problems == ()
+
+
+def test_there_are_both():
+    assert len(FILES) >= 2
