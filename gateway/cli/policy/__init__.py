@@ -9,8 +9,10 @@ import typer
 
 from gateway.cli.policy.backtest import backtest
 from gateway.cli.policy.check import check
+from gateway.cli.policy.explain import explain
 from gateway.cli.policy.plan import plan
 from gateway.cli.policy.schema import schema
+from gateway.cli.policy.versions import apply, history, rollback
 
 app = typer.Typer(
     name="policy",
@@ -19,5 +21,5 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (backtest, check, plan, schema):
+for command in (backtest, check, explain, plan, schema, apply, history, rollback):
     app.command()(command)
