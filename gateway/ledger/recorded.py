@@ -21,7 +21,7 @@ from gateway.policy.chance import one_of_each
 from gateway.policy.replay import Recorded
 
 PAGE_ROWS = 1_000
-KEY_PAGE_ROWS = 20_000
+KEYS_PER_ROW = 20  # a key is so much smaller than a row
 
 _KEY = (requests.c.started_at_us, requests.c.id)
 _DECIDED = sa.and_(requests.c.decision.is_not(None), requests.c.shadow_of.is_(None))
@@ -68,14 +68,23 @@ async def counts(store: Store, since_us: int, until_us: int) -> Counts:
     return Counts(**row)
 
 
-async def pages(store: Store, since_us: int, until_us: int) -> AsyncIterator[list[Recorded]]:
-    """All decided requests of the period."""
-    async for rows in _paged(store, _COLUMNS, PAGE_ROWS, since_us, until_us):
-        yield [from_row(row) for row in rows]
+async def pages(
+    store: Store, since_us: int, until_us: int, *, rows: int = PAGE_ROWS
+) -> AsyncIterator[list[Recorded]]:
+    """All decided requests of the period, `rows` at a time."""
+    async for page in _paged(store, _COLUMNS, rows, since_us, until_us):
+        yield [from_row(row) for row in page]
 
 
 async def sample(
-    store: Store, since_us: int, until_us: int, *, total: int, wanted: int, seed: int
+    store: Store,
+    since_us: int,
+    until_us: int,
+    *,
+    total: int,
+    wanted: int,
+    seed: int,
+    rows: int = PAGE_ROWS,
 ) -> AsyncIterator[list[Recorded]]:
     """`wanted` of the `total` decided requests: one drawn from each of as many runs in a row.
 
@@ -83,14 +92,14 @@ async def sample(
     """
     picks: Iterator[int] = one_of_each(total, wanted, seed)
     pick, seen = next(picks, None), 0
-    async for keys in _paged(store, _KEY, KEY_PAGE_ROWS, since_us, until_us):
+    async for keys in _paged(store, _KEY, KEYS_PER_ROW * rows, since_us, until_us):
         ids: list[str] = []
         while pick is not None and pick < seen + len(keys):
             ids.append(keys[pick - seen]["id"])
             pick = next(picks, None)
         seen += len(keys)
-        for start in range(0, len(ids), PAGE_ROWS):
-            page = ids[start : start + PAGE_ROWS]
+        for start in range(0, len(ids), rows):
+            page = ids[start : start + rows]
             query = sa.select(*_COLUMNS).where(requests.c.id.in_(page)).order_by(*_KEY)
             yield [from_row(row) for row in await store.select(query)]
 

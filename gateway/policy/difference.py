@@ -176,7 +176,8 @@ def _moved(old: Policy, new: Policy) -> Iterator[Change]:
 def _longest_ascending(places: list[int]) -> set[int]:
     best: list[list[int]] = [[]]
     for place in places:
-        best.append([*max((run for run in best if not run or run[-1] < place), key=len), place])
+        longest = max((run for run in best if not run or run[-1] < place), key=len)
+        best.append([*longest, place])
     return set(max(best, key=len))
 
 
@@ -184,8 +185,7 @@ def _longest_ascending(places: list[int]) -> set[int]:
 
 
 def _about(files: Files) -> _Things:
-    policy = files.policy
-    return {"": {"name": _Said(policy.name), "description": _Said(policy.description)}}
+    return {"": {"name": _Said(files.policy.name)}}
 
 
 def _behaviour(files: Files) -> _Things:
@@ -217,7 +217,7 @@ def _detectors(files: Files) -> _Things:
 
 
 def _aliases(files: Files) -> _Things:
-    skip = frozenset({"name", "created"})
+    skip = frozenset({"name", "created", "description"})
     return {n: dict(_flat(a, files.catalog, skip)) for n, a in files.catalog.aliases.items()}
 
 
@@ -308,13 +308,11 @@ _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 def _label(name: str) -> str:
     """`first_chunk_ms_max` is "first chunk at most"; the unit stands with the value."""
-    words = name.split("_")
+    words = name.removesuffix("_nano_usd").split("_")
     bound = {"max": " at most", "min": " at least"}.get(words[-1], "")
     if bound:
         words.pop()
-    if words[-2:] == ["nano", "usd"]:
-        words = words[:-2]
-    elif words[-1] in _UNITS and len(words) > 1:
+    if words[-1] in _UNITS and len(words) > 1:
         words.pop()
     return " ".join(words) + bound
 
@@ -326,8 +324,8 @@ def _unit(name: str) -> str:
 
 def _value(name: str, value: Any, catalog: Catalog) -> str | tuple[str, ...]:
     if name in _RANKS:
-        return catalog.privacy_classes[value]
-    if name.endswith(("_nano_usd", "_nano_usd_max")):
+        return str(catalog.privacy_classes[value])
+    if name.endswith("_nano_usd"):
         return f"${usd(value)}"
     if name in {"prefer", "privacy_classes"}:
         return " > ".join(" or ".join(sorted(map(_text, tier))) for tier in value) or "none"

@@ -15,7 +15,7 @@ from gateway.cli.policy.traffic import REQUESTS_MAX, RequestsMax, Seed, Since, U
 if TYPE_CHECKING:
     from gateway.bundle import Files
     from gateway.cli.charts import Bars, Shares
-    from gateway.cli.policy.figures import Loosening
+    from gateway.cli.policy.figures import Privacy
     from gateway.cli.policy.traffic import Bounds, Current, Outcome
     from gateway.policy.comparison import Comparison
     from gateway.settings import Settings
@@ -53,7 +53,7 @@ def backtest(
     if chart is not None and not chart.absolute().parent.is_dir():
         usage(f"no such folder: {chart.parent}")
     period = bounds(since, until, dt.datetime.now(dt.UTC))
-    outcome, label, loosened = asyncio.run(
+    outcome, label, privacy = asyncio.run(
         _backtest(files, folder, period, against, requests_max=requests_max, seed=seed)
     )
     if outcome is None:
@@ -66,9 +66,9 @@ def backtest(
     if as_json:
         from gateway.cli.policy.figures import dumps
 
-        typer.echo(dumps(_as_json(outcome, label, loosened, chart)))
+        typer.echo(dumps(_as_json(outcome, label, privacy, chart)))
     else:
-        _print(outcome, label, loosened)
+        _print(outcome, label, privacy)
         if chart is not None:
             typer.echo(f"drawn: {chart}")
 
@@ -81,11 +81,11 @@ async def _backtest(
     *,
     requests_max: int,
     seed: int,
-) -> tuple[Outcome | None, str, list[list[Loosening]]]:
+) -> tuple[Outcome | None, str, list[Privacy]]:
     """The replay, what it is against, and each side's privacy changes."""
     from gateway.bundle import load
     from gateway.cli.policy import figures, traffic
-    from gateway.policy.exposure import exposures
+    from gateway.policy.loosened import loosened
     from gateway.policy.source import ConfigErrors
     from gateway.settings import Settings
 
@@ -109,11 +109,11 @@ async def _backtest(
         )
     meant = [(bundle.policy, bundle.catalog) for bundle in everywhere]
     tallies = [None] * len(sides) if outcome is None else outcome.replay.tallies
-    loosened = [
-        figures.loosenings(exposures(meant[0], one), tally)
+    privacy = [
+        figures.Privacy.of(loosened(meant[0], one), tally)
         for one, tally in zip(meant, tallies, strict=True)
     ]
-    return outcome, label, loosened
+    return outcome, label, privacy
 
 
 def _against(
@@ -140,11 +140,11 @@ def _names(files: Sequence[Path]) -> list[str]:
 
 
 def _as_json(
-    outcome: Outcome, label: str, loosened: Sequence[Sequence[Loosening]], chart: Path | None
+    outcome: Outcome, label: str, privacy: Sequence[Privacy], chart: Path | None
 ) -> dict[str, Any]:
     from gateway.cli.policy import figures
 
-    sides = zip(outcome.replay.sides, outcome.comparisons, loosened, strict=True)
+    sides = zip(outcome.replay.sides, outcome.comparisons, privacy, strict=True)
     return {
         "ok": True,
         "against": label,
@@ -153,17 +153,17 @@ def _as_json(
             {
                 "name": side.name,
                 "digest": side.digest,
-                "privacy": [figures.loosening_json(one) for one in ones],
+                "privacy": figures.privacy_json(one),
                 **figures.comparison_json(comparison, outcome.period),
-                "summary": figures.summary(comparison, outcome.period, len(ones)),
+                "summary": figures.summary(comparison, outcome.period, len(one.changes)),
             }
-            for side, comparison, ones in sides
+            for side, comparison, one in sides
         ],
         "chart": None if chart is None else str(chart),
     }
 
 
-def _print(outcome: Outcome, label: str, loosened: Sequence[Sequence[Loosening]]) -> None:
+def _print(outcome: Outcome, label: str, privacy: Sequence[Privacy]) -> None:
     from rich.console import Console
 
     from gateway.cli import charts
@@ -181,15 +181,15 @@ def _print(outcome: Outcome, label: str, loosened: Sequence[Sequence[Loosening]]
     for remark in figures.remarks(outcome, outcome.comparisons[1:]):
         console.print(f"  {remark}", markup=False)
     console.print()
-    typer.echo(figures.side_by_side(outcome, [len(ones) for ones in loosened]))
+    typer.echo(figures.side_by_side(outcome, [len(one.changes) for one in privacy]))
     for panel in _bars(outcome)[:2]:
         console.print()
         for line in charts.rows(panel):
             console.print(line, markup=False)
     console.print()
-    for side, ones in zip(outcome.replay.sides, loosened, strict=True):
-        for one in ones:
-            console.print(f"! {side.name}: {one}", style="bold red", markup=False)
+    for side, one in zip(outcome.replay.sides, privacy, strict=True):
+        for line in one.changes:
+            console.print(f"! {side.name}: {line}", markup=False)
     console.print(figures.UNCOVERED, style="dim")
 
 

@@ -7,69 +7,54 @@ an hour was like says too little of a month.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from math import isnan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from gateway.cli.policy.traffic import Outcome
     from gateway.domain.catalog import Target
     from gateway.policy.comparison import Comparison, Money, Period, Spread
-    from gateway.policy.exposure import Exposed
     from gateway.policy.replay import Tally
 
 DAY_US = 86_400_000_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loosening:
-    """One way in which privacy gets looser. Of the sample, `open` requests could be sent there and
-    `going` are."""
+class Seen(NamedTuple):
+    """Requests of the sample that could not be sent to a target and can now: `open` of them, and
+    those that go there."""
 
     alias: str
     privacy_class: str
-    target: Target | None
-    why: str
+    target: str
     open: int
     going: int
 
     def __str__(self) -> str:
-        what = f"{self.privacy_class} requests" + (f" for {self.alias}" if self.alias else "")
-        if self.target is None:
-            return f"{what}: {self.why}"
-        words = f"{what} may now be sent to {self.target}"
-        if self.open:
-            words += f": {self.open:,} of the sample could be, {self.going:,} are"
-        return words
-
-
-def loosenings(static: Iterable[Exposed], tally: Tally | None) -> list[Loosening]:
-    """What the files say and what the traffic shows, one by one."""
-    opened = tally.opened if tally is not None else Counter()
-    exposed = tally.exposed if tally is not None else Counter()
-    found = {}
-    for alias, name, target, why in static:
-        key = (alias, name, target)
-        found[key] = Loosening(
-            alias=alias,
-            privacy_class=name,
-            target=target,
-            why=why,
-            open=opened[key],  # type: ignore[index]
-            going=exposed[key],  # type: ignore[index]
+        return (
+            f"{self.open:,} {self.privacy_class} requests for {self.alias} may go to {self.target}"
+            f" now; {self.going:,} do"
         )
-    for key, count in opened.items():
-        if key not in found:
-            found[key] = Loosening(
-                alias=key.alias,
-                privacy_class=key.privacy_class,
-                target=key.target,
-                why="some were kept from there",
-                open=count,
-                going=exposed[key],
-            )
-    return list(found.values())
+
+
+class Privacy(NamedTuple):
+    """Where privacy gets looser: by what the files say, and as the traffic shows it."""
+
+    changes: list[str]
+    seen: list[Seen]
+
+    @classmethod
+    def of(cls, changes: list[str], tally: Tally | None) -> Privacy:
+        """What the traffic shows stands in its own words where the files say nothing."""
+        seen = (
+            []
+            if tally is None
+            else [
+                Seen(e.alias, e.privacy_class, str(e.target), count, tally.exposed[e])
+                for e, count in tally.opened.most_common()
+            ]
+        )
+        return cls(changes or [str(one) for one in seen], seen)
 
 
 # --- words --------------------------------------------------------------------------------------
@@ -346,16 +331,9 @@ def period_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def loosening_json(loosening: Loosening) -> Mapping[str, Any]:
-    """One privacy change."""
-    return {
-        "alias": loosening.alias or None,
-        "privacy_class": loosening.privacy_class,
-        "target": _name(loosening.target),
-        "why": loosening.why,
-        "open": loosening.open,
-        "going": loosening.going,
-    }
+def privacy_json(privacy: Privacy) -> dict[str, Any]:
+    """Where privacy gets looser."""
+    return {"changes": privacy.changes, "seen": [one._asdict() for one in privacy.seen]}
 
 
 def dumps(body: Mapping[str, Any]) -> str:

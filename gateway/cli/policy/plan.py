@@ -14,7 +14,7 @@ from gateway.cli.policy.traffic import REQUESTS_MAX, RequestsMax, Seed, Since, U
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gateway.cli.policy.figures import Loosening
+    from gateway.cli.policy.figures import Privacy
     from gateway.cli.policy.traffic import Bounds, Outcome
     from gateway.policy.difference import Change
 
@@ -45,7 +45,7 @@ def plan(
         usage(f"no such file: {new}")
     period = bounds(since, until, dt.datetime.now(dt.UTC))
     found = asyncio.run(_plan(new, folder, period, requests_max=requests_max, seed=seed))
-    refused = bool(found.loosened) and not allow_loosen_privacy
+    refused = bool(found.privacy.changes) and not allow_loosen_privacy
     if as_json:
         from gateway.cli.policy.figures import dumps
 
@@ -62,12 +62,12 @@ class _Plan:
         self,
         labels: tuple[str, str],
         differences: list[Change],
-        loosened: list[Loosening],
+        privacy: Privacy,
         period: Bounds,
         outcome: Outcome | None,
     ) -> None:
         self.now, self.new = labels
-        self.differences, self.loosened = differences, loosened
+        self.differences, self.privacy = differences, privacy
         self.period, self.outcome = period, outcome
 
     def as_json(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class _Plan:
                 {"what": c.what.value, "section": c.section, "name": c.name, "words": c.words}
                 for c in self.differences
             ],
-            "privacy": [figures.loosening_json(loosening) for loosening in self.loosened],
+            "privacy": figures.privacy_json(self.privacy),
             "period": None if outcome is None else figures.period_json(outcome),
             "replay": None
             if outcome is None
@@ -95,7 +95,9 @@ class _Plan:
 
         if self.outcome is None:
             return f"no recorded request to replay from {self.period}"
-        return figures.summary(self.outcome.comparisons[1], self.outcome.period, len(self.loosened))
+        return figures.summary(
+            self.outcome.comparisons[1], self.outcome.period, len(self.privacy.changes)
+        )
 
 
 async def _plan(
@@ -104,7 +106,7 @@ async def _plan(
     from gateway.bundle import load
     from gateway.cli.policy import figures, traffic
     from gateway.policy.difference import changes
-    from gateway.policy.exposure import exposures
+    from gateway.policy.loosened import loosened
     from gateway.policy.source import ConfigErrors
     from gateway.settings import Settings
 
@@ -124,12 +126,12 @@ async def _plan(
         outcome = await traffic.replayed(
             store, sides, make, period, requests_max=requests_max, seed=seed
         )
-    static = exposures((old_all.policy, old_all.catalog), (new_all.policy, new_all.catalog))
+    lines = loosened((old_all.policy, old_all.catalog), (new_all.policy, new_all.catalog))
     tally = None if outcome is None else outcome.replay.tallies[1]
     return _Plan(
         (now.label, new_bundle.label),
         changes(old_bundle, new_bundle),
-        figures.loosenings(static, tally),
+        figures.Privacy.of(lines, tally),
         period,
         outcome,
     )
@@ -150,12 +152,12 @@ def _print(found: _Plan, *, refused: bool) -> None:
     if not found.differences:
         say("  none in meaning")
     say("\nPrivacy", "bold")
-    for loosening in found.loosened:
-        say(f"  ! {loosening}", "bold red")
-    if not found.loosened:
-        say("  nothing gets looser")
+    for line in found.privacy.changes or ["nothing gets looser"]:
+        say(f"  ! {line}" if found.privacy.changes else f"  {line}")
+    for seen in found.privacy.seen:
+        say(f"    of the sample, {seen}")
     if found.outcome is not None:
-        _print_replay(console, found.outcome, len(found.loosened))
+        _print_replay(console, found.outcome, len(found.privacy.changes))
     say()
     say(found.summary, "bold")
     if refused:

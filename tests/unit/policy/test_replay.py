@@ -167,6 +167,17 @@ def test_a_conversation_stays_where_the_side_has_sent_it():
     assert replay.again["same"] == 4
 
 
+def test_a_side_that_came_into_force_half_way_keeps_its_own_conversations_too():
+    sticky = Behaviour(attempts_max=3, backends_max=3, affinity=Affinity(idle_s=600))
+    first = side("first", by=By.ORDER, behaviour=sticky)
+    other = side("other", by=By.CHEAPEST, behaviour=sticky)
+    before = past(first, session="s")
+    after = past(other, session="s", facts={"pinned": A})  # stayed with a, for it was there
+    replay = replayed([first, other], before, after)
+    assert chosen(replay, 1) == ["c", "c"], "it would have been with c from the start"
+    assert replay.again["same"] == 2
+
+
 def view(ttft_ms: float):
     from gateway.domain.decision import BackendView
 
