@@ -131,6 +131,9 @@ def _smallest(catalog: Catalog, alias: Alias, rank: int, route: Route) -> Facts:
 # --- routes -----------------------------------------------------------------------------------
 
 
+_UNABLE = frozenset((Rule.ENDPOINT, Rule.CAPABILITY, Rule.CONTEXT))
+
+
 def _unreachable(look: Look) -> Iterator[Problem]:
     earlier = " and ".join(f"'{name}'" for name in look.reach.before[-3:])
     if not look.reach.boxes and look.path != ("default",):
@@ -143,6 +146,16 @@ def _unreachable(look: Look) -> Iterator[Problem]:
         return
     here = look.reach.combinations()
     for index, alias in enumerate(look.listed("match", "aliases")):
+        why = {e.rule for case in look.cases if case.alias == alias for e in case.decision.excluded}
+        able = any(case.eligible for case in look.cases if case.alias == alias)
+        if alias in here and not able and why <= _UNABLE:
+            yield look.tell(
+                WARNING,
+                ("match", "aliases", index),
+                f"no target of '{alias}' can serve what the route matches: "
+                f"{', '.join(sorted(rule.value for rule in why))}",
+                "take it out, or match less",
+            )
         if alias not in here:
             yield look.tell(
                 WARNING,
@@ -309,15 +322,19 @@ _OF_A_ROUTE: tuple[Callable[[Look], Iterator[Problem]], ...] = (
 
 # --- aliases and classes ----------------------------------------------------------------------
 
+# What another policy could have let pass, unlike a clearance, a context length or an endpoint.
+_CHOSEN = frozenset((Rule.TERMS, Rule.POLICY, Rule.PRICE_UNKNOWN, Rule.PRICE_MAX))
+
 
 def _nobody(looks: list[Look]) -> Iterator[Problem]:
-    """Aliases and classes that get refused, and no test says that they should be."""
+    """Aliases and classes that the policy has refused, and no test says that they should be."""
     served = {case.alias for look in looks for case in look.cases if case.eligible}
     for look in looks:
         refused: dict[tuple[str, str], list[int]] = {}
         for case in look.cases:
-            if not case.eligible and case.rank <= _cleared(case.alias, look.subject):
-                refused.setdefault((case.alias, _reasons(case.decision)), []).append(case.rank)
+            if not case.eligible and any(e.rule in _CHOSEN for e in case.decision.excluded):
+                reasons = _reasons(case.decision)
+                refused.setdefault((case.alias, reasons), []).append(case.rank)
         told: dict[tuple[str, str, str], list[str]] = {}
         for (alias, reasons), ranks in refused.items():
             meant = [rank for name, rank in look.subject.refusals if name == alias]
@@ -359,12 +376,13 @@ def _cleared(alias: str, subject: Subject) -> int:
 
 
 def _reasons(decision: Decision) -> str:
-    """The exclusions, grouped by rule and figures."""
+    """The exclusions that the policy chose, with their figures; of the others only the rules."""
     grouped: dict[str, list[str]] = {}
     for exclusion in decision.excluded:
-        grouped.setdefault(f"{exclusion.rule.value} ({exclusion.detail})", []).append(
-            exclusion.target.backend
-        )
+        figures = f" ({exclusion.detail})" if exclusion.rule in _CHOSEN else ""
+        names = grouped.setdefault(exclusion.rule.value + figures, [])
+        if exclusion.target.backend not in names:
+            names.append(exclusion.target.backend)
     return "; ".join(f"{', '.join(names)}: {why}" for why, names in grouped.items())
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from pathlib import Path
 
 import pytest
 
 from gateway.bundle import load, read_folder
+from gateway.cli.policy.check import look
 from gateway.policy.cases import load_cases, run
 from gateway.policy.source import keys
 
@@ -17,21 +19,17 @@ BLOCKS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "policies.md").read_t
 FILES = [block for block in BLOCKS if "version" in keys(block)]
 
 
-def bundle(policy: str, text: str = ""):
-    files = dict(read_folder(POLICIES, policy))
-    if text:
-        files[f"routing/{policy}.yaml"] = text
-    return load(files, secret_present=lambda _: True)
-
-
 @pytest.mark.parametrize("text", [block for block in FILES if "default" in keys(block)])
-def test_an_example_policy_loads(text):
-    assert bundle("balanced", text).policy.routes
+def test_an_example_policy_has_no_mistake(text, tmp_path):
+    file = tmp_path / "example.yaml"
+    file.write_text(text)
+    found = look([file], POLICIES, dt.date(2026, 11, 23)).problems
+    assert [str(problem) for problem in found if problem.severity == "error"] == []
 
 
 @pytest.mark.parametrize("text", [block for block in FILES if "tests" in keys(block)])
 def test_example_tests_pass(text):
-    shipped = bundle("balanced")
+    shipped = load(read_folder(POLICIES, "balanced"), secret_present=lambda _: True)
     suite = load_cases(text, source="t", catalog=shipped.catalog, policy=shipped.policy)
     for verdict in run(suite, shipped.policy, shipped.catalog, shipped.prices.in_force):
         assert verdict.problems == ()

@@ -144,10 +144,21 @@ def test_a_class_that_nobody_may_serve():
     policy = edited(POLICY, "prefer: [[home], [host]]", "prefer: [[api]]")
     lines = extra(policy=policy)
     assert lines[0] == (
-        "p.yaml:5:5: warning: routes[0]: nobody may serve chat as internal: home, host: policy (in no tier, and the route takes no other); api: privacy (the request is internal, the backend is cleared for public); let somebody, or say in a test that it is refused"
+        "p.yaml:5:5: warning: routes[0]: nobody may serve chat as internal: home, host: policy (in no tier, and the route takes no other); api: privacy; let somebody, or say in a test that it is refused"
     )
     assert "nobody may serve chat as secret: home: policy" in lines[1]
     assert lines[2].startswith("p.yaml:7:15: warning: routes[0].prefer[0][0]: api is never used")
+
+
+def test_a_class_that_nobody_is_cleared_for_is_not_the_policys_doing():
+    assert not any("embed as" in line for line in told(meant=frozenset()))
+
+
+def test_an_alias_that_cannot_serve_what_is_matched():
+    policy = routes("  - {name: v, match: {aliases: [chat, embed], endpoint: embeddings}}\n")
+    assert extra(policy=policy) == [
+        "p.yaml:9:33: warning: routes[1].match.aliases[0]: no target of 'chat' can serve what the route matches: endpoint; take it out, or match less"
+    ]
 
 
 def test_a_refusal_that_a_test_wants_is_no_oversight():
