@@ -100,7 +100,7 @@ class LimitIndex:
             return ()
         bounds = self._bounds[request.alias]
         return tuple(
-            Ask(limit, holder, _amount(limit, request, bounds)) for limit, holder in found.limits
+            [Ask(limit, holder, _amount(limit, request, bounds)) for limit, holder in found.limits]
         )
 
     def _find(self, caller: Caller, alias: str) -> _Found:

@@ -181,14 +181,6 @@ def _longer(one: Standing, other: Standing) -> bool:
     return other.reset_s is not None and (one.reset_s is None or one.reset_s > other.reset_s)
 
 
-def note_overrun(overrun: dict[str, int], asks: tuple[Ask, ...], used: Used) -> None:
-    """Add what `used` exceeds the holds of `asks` by."""
-    for limit, _, amount in asks:
-        over = used.of(limit.unit, amount) - amount
-        if over > 0:
-            overrun[limit.name] = overrun.get(limit.name, 0) + over
-
-
 class Ready:
     """An awaitable whose answer is there already."""
 

@@ -23,7 +23,6 @@ from gateway.limits.gate import (
     State,
     Used,
     conclude,
-    note_overrun,
 )
 from gateway.limits.periods import SLICES, WINDOW_S, Calendars
 from gateway.runtime import Clock
@@ -165,8 +164,10 @@ class LocalGate:
         hold = admission.receipt
         if not isinstance(hold, _Hold) or hold.settled:
             return
-        note_overrun(self.overrun, admission.asks, used)
         amounts = [used.of(ask.limit.unit, ask.amount) for ask in admission.asks]
+        for (limit, _, held), amount in zip(admission.asks, amounts, strict=True):
+            if amount > held:
+                self.overrun[limit.name] = self.overrun.get(limit.name, 0) + amount - held
         self._end(admission.hold, hold, amounts)
 
     def release(self, admission: Admission) -> None:

@@ -34,14 +34,14 @@ local function correct(key, mode, span, slice, delta)
     if not oldest or slice < oldest then redis.call('HSET', key, 'o', slice) end
     redis.call('HINCRBY', key, slice, delta)
     redis.call('HINCRBY', key, 't', delta)
-    redis.call('PEXPIRE', key, (SLICES + 2) * span)
-  elseif mode == 'c' then
-    if now >= span + KEEP_MS then return end
-    if delta < 0 and redis.call('EXISTS', key) == 0 then return end
-    redis.call('HINCRBY', key, 't', delta)
-    redis.call('PEXPIREAT', key, span + KEEP_MS)
-  elseif redis.call('EXISTS', key) == 1 and redis.call('HINCRBY', key, 't', delta) <= 0 then
-    redis.call('DEL', key)
+    if not oldest then redis.call('PEXPIRE', key, (SLICES + 2) * span) end
+  elseif mode == 'p' or now < span + KEEP_MS then
+    local taken = redis.call('HINCRBY', key, 't', delta)
+    if taken < 0 or mode == 'p' and taken == 0 then
+      redis.call('DEL', key)
+    elseif taken == delta then  -- it was not there
+      redis.call('PEXPIREAT', key, span + KEEP_MS)
+    end
   end
 end
 

@@ -47,7 +47,6 @@ from gateway.limits.gate import (
     State,
     Used,
     conclude,
-    note_overrun,
 )
 from gateway.limits.local import LocalGate, thresholds
 from gateway.limits.periods import SLICES, WINDOW_S, Calendars
@@ -55,7 +54,7 @@ from gateway.redis_link import RedisDown, RedisLink, RedisReplyError
 from gateway.runtime import Clock
 
 PREFIX = "wb:{limits}:"
-LEASES = PREFIX + "leases"
+LEASES = (PREFIX + "leases").encode()
 TIME = "redis.call('TIME')"
 UNSENT_MAX = 10_000
 CATCHING_UP_MAX = 64  # settlements under way at once while catching up: requests come between
@@ -102,8 +101,9 @@ class _Counter:
     def _name(self) -> None:
         limit = self.limit
         period = limit.period or ""
-        self.key = f"{PREFIX}n:{limit.name}:{limit.unit}:{period}:{self.start}:{self.holder}"
-        self.fixed: tuple[str | int, ...] = (
+        key = f"{PREFIX}n:{limit.name}:{limit.unit}:{period}:{self.start}:{self.holder}"
+        self.key = key.encode()
+        fixed = (
             self.mode,
             limit.amount,
             int(limit.at_limit is AtLimit.ROUTE),
@@ -111,6 +111,7 @@ class _Counter:
             self.start * 1000,
             ",".join(map(str, thresholds(limit))),
         )
+        self.fixed = tuple(str(part).encode() for part in fixed)
 
 
 class _Receipt:
@@ -119,7 +120,7 @@ class _Receipt:
     __slots__ = ("local", "open", "places")
 
     def __init__(
-        self, places: list[tuple[str, str, int, int]], local: Admission | None = None
+        self, places: list[tuple[bytes, str, int, int]], local: Admission | None = None
     ) -> None:
         self.places = places
         self.local = local  # let in on the worker's own allowance
@@ -135,7 +136,7 @@ class _Telling:
     __slots__ = ("args", "gate", "how", "keys", "request_id")
 
     def __init__(
-        self, gate: RedisGate, request_id: str, how: str, keys: list[str], args: list[str | int]
+        self, gate: RedisGate, request_id: str, how: str, keys: list[bytes], args: list[str | int]
     ) -> None:
         self.gate = gate
         self.request_id = request_id
@@ -255,13 +256,16 @@ class RedisGate:
         if not isinstance(receipt, _Receipt) or not receipt.open:
             return
         receipt.open = False
-        asks = admission.asks
-        note_overrun(self.overrun, asks, used)
         if receipt.local is not None:
             self._own.settle(receipt.local, used)
         args: list[str | int] = []
-        for (_, mode, span, slice_), (limit, _, amount) in zip(receipt.places, asks, strict=True):
-            args += (mode, span, slice_, used.of(limit.unit, amount))
+        for (_, mode, span, slice_), (limit, _, held) in zip(
+            receipt.places, admission.asks, strict=True
+        ):
+            amount = used.of(limit.unit, held)
+            args += (mode, span, slice_, amount)
+            if amount > held:
+                self.overrun[limit.name] = self.overrun.get(limit.name, 0) + amount - held
         keys = [place[0] for place in receipt.places]
         how = "held" if receipt.local is None else "own"
         self.tell(_Telling(self, admission.hold or "", how, keys, args))
@@ -309,9 +313,9 @@ class RedisGate:
 
     def _begin_parts(
         self, request_id: str, asks: tuple[Ask, ...], counters: list[_Counter]
-    ) -> list[str | int]:
+    ) -> list[str | bytes | int]:
         """The script's keys and arguments."""
-        parts: list[str | int] = [2 + len(asks), LEASES, f"{PREFIX}h:{request_id}"]
+        parts: list[str | bytes | int] = [2 + len(asks), LEASES, f"{PREFIX}h:{request_id}"]
         parts += [counter.key for counter in counters]
         parts += ("begin", request_id, self._lease_ms)
         for counter, ask in zip(counters, asks, strict=True):
@@ -325,7 +329,7 @@ class RedisGate:
     ) -> Admission:
         now_ms = reply[0]
         states: list[State] = []
-        places: list[tuple[str, str, int, int]] = []
+        places: list[tuple[bytes, str, int, int]] = []
         for counter, at in zip(counters, range(2, len(reply), 4), strict=True):
             taken, wait_ms, told, slice_ = reply[at : at + 4]
             counter.seen, counter.allowed = taken if counter.mode == "c" else 0, None
