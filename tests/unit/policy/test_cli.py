@@ -77,6 +77,29 @@ def test_a_failing_test_shows_what_was_decided(folder):
     assert lines[-1] == "1 error and 1 warning in 2 files"
 
 
+def test_on_a_terminal_problems_stand_below_their_file(folder, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "300")
+    file = folder / "routing" / "cheapest.yaml"
+    _, output = run("check", file, "--dir", folder, "--day", "2026-11-23")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines()
+    at = lines.index(str(file))
+    assert lines[at + 1].split()[:3] == ["14:7", "warning", "default.by:"]
+    assert lines[at + 2].strip().startswith("add a row to prices/")
+
+
+def test_tests_are_not_taken_for_policies(folder, tmp_path):
+    asked = tmp_path / "facts.yaml"
+    asked.write_text("alias: chat-small\n")
+    done = CliRunner().invoke(
+        app, ["explain", str(asked), "--dir", str(folder), "--policy", "none"]
+    )
+    assert "there is no policy 'none'; one of: balanced, cheapest, closed-only-" in str(
+        done.exception
+    )
+    assert "tests" not in str(done.exception).partition("; ")[2]
+
+
 def test_a_test_file_alone_is_checked_with_its_policy(folder):
     tests = folder / "routing" / "fastest.tests.yaml"
     code, output = run("check", tests, "--dir", folder)
