@@ -211,7 +211,12 @@ def _compare(
         refused=refused,
         admitted=admitted,
         unanswered=unanswered,
-        moves={(_at(c, start), _at(c, end)): n for (start, end), n in sorted(counts.items())},
+        moves=dict(
+            sorted(
+                (((_at(c, start), _at(c, end)), n) for (start, end), n in counts.items()),
+                key=lambda move: (-move[1], str(move[0])),
+            )
+        ),
         money=_money(replay, before, after, seed),
         ttft_ms=_spread(first.ttft_ms, second.ttft_ms),
         tps=_spread(first.tps, second.tps),

@@ -176,9 +176,10 @@ def _moved(old: Policy, new: Policy) -> Iterator[Change]:
 def _longest_ascending(places: list[int]) -> set[int]:
     best: list[list[int]] = [[]]
     for place in places:
-        longest = max((run for run in best if not run or run[-1] < place), key=len)
-        best.append([*longest, place])
-    return set(max(best, key=len))
+        before = max((run for run in best if not run or run[-1] < place), key=len)
+        best.append([*before, place])
+    longest = max(best, key=len)
+    return set(longest)
 
 
 # --- what there is ------------------------------------------------------------------------------
