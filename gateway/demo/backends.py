@@ -187,7 +187,11 @@ def stand_in(kind: Kind, child: children.Child, shipped: Shipped, day: dt.date) 
             "health_path": "/v1/models",
             "cleared_for": "internal",
             "simulated": True,
-            "data": {"region": "this machine", "source": "a scripted stand-in of the demo"},
+            "data": {
+                "region": "this machine",
+                "trains_on_data": False,
+                "source": "a scripted stand-in of the demo",
+            },
             "limits": {"concurrency_max": 64},
             "models": {m: {"context_tokens": 128_000} for m in _SCRIPTED.values()},
         },

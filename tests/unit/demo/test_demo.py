@@ -23,6 +23,7 @@ import psutil
 import pytest
 import yaml
 
+from gateway.cli.policy.check import look
 from gateway.demo import backends, children
 from gateway.demo.backends import DemoBackend, Shipped, Unavailable, found_engine, real_vendor
 from gateway.demo.scripted_vendor import Page, ScriptedVendor
@@ -177,6 +178,13 @@ class TestOneRun:
             "chat-large",
             "private-chat",
         }
+
+
+def test_its_policies_are_without_mistake(home: Path, summary: dict[str, Any]) -> None:
+    """Tests of the shipped catalog are none of this one."""
+    problems = look([], home / "policies", TODAY).problems
+    assert [str(problem) for problem in problems if problem.severity == "error"] == []
+    assert not list(home.rglob("*.tests.yaml"))
 
 
 # --- one that keeps serving -----------------------------------------------------------------------
