@@ -14,7 +14,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.api.auth import Keys
 from gateway.api.hot import HotEndpoint, HotLimits, known_paths
@@ -24,6 +24,7 @@ from gateway.backends.base import Wire
 from gateway.backends.http_fast import FastHttpClient
 from gateway.backends.openai_http import ClientFactory, OpenAIHttpWire
 from gateway.bundle import Bundle, load, read_folder
+from gateway.classify import Classifier, Pool
 from gateway.dispatch import Dispatch, Rules
 from gateway.domain.catalog import Backend, Catalog
 from gateway.fleet.canary import Canaries
@@ -40,7 +41,7 @@ from gateway.limits import Gate, LimitIndex, LocalGate, RedisGate
 from gateway.policy.engine import Router
 from gateway.policy.source import ConfigErrors
 from gateway.redis_link import RedisDown, RedisLink
-from gateway.runtime import RequestIds, SystemClock, TaskOwner
+from gateway.runtime import Clock, RequestIds, SystemClock, TaskOwner
 from gateway.sessions import LocalSessions, RedisSessions, Sessions
 from gateway.settings import SecretMissing, Settings, secret
 from gateway.telemetry import Telemetry
@@ -57,14 +58,15 @@ class StartupError(Exception):
     """The gateway cannot start. The message says what to do about it."""
 
 
-def rules(bundle: Bundle, today: dt.date) -> Rules:
-    """What is decided by on `today`: prices have dates."""
+def rules(bundle: Bundle, today: dt.date, plugins: Pool) -> Rules:
+    """What is decided by on `today`: prices have dates. Raises PluginMissing."""
     rates = bundle.prices.in_force(today)
     return Rules(
         catalog=bundle.catalog,
         router=Router.build(bundle.policy, bundle.catalog, rates),
         rates=rates,
         limits=LimitIndex(bundle.limits, bundle.catalog, rates),
+        classifier=Classifier.build(bundle.catalog, plugins),
         policy=bundle.policy,
         digest=bundle.digest,
         label=bundle.label,
@@ -202,51 +204,39 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
         redis = await _redis(settings)
         if redis is not None:
             stack.push_async_callback(redis.aclose)
-        sessions: Sessions = LocalSessions(clock) if redis is None else RedisSessions(redis)
+        state = _state(settings, clock, redis)
         wires = _Wires(settings)
         stack.push_async_callback(wires.aclose)
         tasks = TaskOwner("worker")
         stack.push_async_callback(tasks.drain, 0.0)  # all of them run for ever
         folder = Folder(path=settings.policies_dir, secret_present=secret_present)
         version, bundle = await _newest(settings, store, folder)
-        added = await wires.provide(bundle.catalog)
         fleet = Fleet(bundle.catalog.backends)
         telemetry = _telemetry(settings, name, fleet, journal)
-        canaries = Canaries(telemetry.canary_reverted)
-        gate: Gate
-        board: Board
-        if redis is None:
-            gate = LocalGate(clock, workers=settings.workers)
-            board = LocalBoard(settings.home / "board.json", clock)
-        else:
-            gate = RedisGate(redis, clock, workers=settings.workers)
-            board = RedisBoard(redis)
+        canaries, plugins = Canaries(telemetry.canary_reverted), Pool()
         dispatch = Dispatch(
-            rules=rules(bundle, _today()),
+            rules=_first_rules(bundle, plugins),
             wires=wires.by_name,
             fleet=fleet,
-            sessions=sessions,
+            sessions=state.sessions,
             book=journal,
             telemetry=telemetry,
             clock=clock,
             new_id=RequestIds(clock),
             worker=name,
             in_flight_max=settings.in_flight_max,
-            gate=gate,
+            gate=state.gate,
             canaries=canaries,
         )
         flusher.start()
-        for wire in added:
-            tasks.start(wire.warm(), "warm a wire")
-        switch = _Switch(dispatch, wires, tasks)
-        await switch.first_probe(bundle)
-        await switch.install(bundle)
+        switch = _Switch(dispatch, wires, tasks, plugins)
+        await switch.start(bundle)
         in_force = InForce(Versions(store), version, bundle, folder=folder, consumer=switch)
         files = FileWatch(in_force, on=settings.policy_watch)
         background = [
             tasks.start(in_force.follow(), "policy versions"),
             tasks.start(files.run(), "policy files"),
-            tasks.start(share_forever(fleet, board, clock, canaries), "what workers share"),
+            tasks.start(share_forever(fleet, state.board, clock, canaries), "what workers share"),
             tasks.start(_housekeeping(in_force, telemetry), "housekeeping"),
         ]
         try:
@@ -269,6 +259,29 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
             telemetry.save()
 
 
+class _State(NamedTuple):
+    """What a worker keeps beyond one request: for all nodes in Redis, else for itself."""
+
+    sessions: Sessions
+    gate: Gate
+    board: Board
+
+
+def _state(settings: Settings, clock: Clock, redis: RedisLink | None) -> _State:
+    workers = settings.workers
+    if redis is None:
+        board = LocalBoard(settings.home / "board.json", clock)
+        return _State(LocalSessions(clock), LocalGate(clock, workers=workers), board)
+    return _State(RedisSessions(redis), RedisGate(redis, clock, workers=workers), RedisBoard(redis))
+
+
+def _first_rules(bundle: Bundle, plugins: Pool) -> Rules:
+    try:
+        return rules(bundle, _today(), plugins)
+    except ConfigErrors as error:
+        raise StartupError(str(error)) from error
+
+
 async def _newest(settings: Settings, store: Store, folder: Folder) -> tuple[Version, Bundle]:
     """What is in force, put there now if nothing ever was. Raises StartupError."""
     versions = Versions(store)
@@ -289,25 +302,31 @@ async def _newest(settings: Settings, store: Store, folder: Folder) -> tuple[Ver
 class _Switch:
     """What a bundle means to this worker: all that is made from it, made again and swapped."""
 
-    def __init__(self, dispatch: Dispatch, wires: _Wires, tasks: TaskOwner) -> None:
+    def __init__(self, dispatch: Dispatch, wires: _Wires, tasks: TaskOwner, plugins: Pool) -> None:
         self._dispatch = dispatch
         self._wires = wires
         self._tasks = tasks
+        self._plugins = plugins
         self._probing: asyncio.Task[None] | None = None
 
-    async def first_probe(self, bundle: Bundle) -> None:
+    async def start(self, bundle: Bundle) -> None:
         """Know before the first request who is not there."""
+        await self._provide(bundle.catalog)
         backends = bundle.catalog.backends.values()
         try:
             async with asyncio.timeout(FIRST_PROBE_S_MAX):
                 await probe_once(self._dispatch.fleet, backends, self._wires.probe)
         except TimeoutError:
             log.info("some backends did not answer their first health probe; probing goes on")
+        await self.install(bundle)
+
+    async def _provide(self, catalog: Catalog) -> None:
+        for wire in await self._wires.provide(catalog):
+            self._tasks.start(wire.warm(), "warm a wire")
 
     async def install(self, bundle: Bundle) -> None:
-        made = await asyncio.to_thread(rules, bundle, _today())
-        for wire in await self._wires.provide(bundle.catalog):
-            self._tasks.start(wire.warm(), "warm a wire")
+        made = await asyncio.to_thread(rules, bundle, _today(), self._plugins)
+        await self._provide(bundle.catalog)
         # From here on nothing can fail.
         self._dispatch.rules = made
         trials = {route.name: route.canary for route in bundle.policy.routes if route.canary}

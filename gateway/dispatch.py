@@ -25,6 +25,7 @@ from typing import Protocol
 
 from gateway.attempt import Attempt, add_up, call, total_s_max, us
 from gateway.backends.base import Wire
+from gateway.classify import Classifier
 from gateway.domain.caller import Caller
 from gateway.domain.catalog import Backend, Catalog, Target
 from gateway.domain.decision import Candidate, Decision, Facts, Rule, Snapshot
@@ -32,10 +33,8 @@ from gateway.domain.decision import record as decision_record
 from gateway.domain.errors import (
     AllAttemptsFailed,
     BudgetSpent,
-    Forbidden,
     GatewayError,
     InternalError,
-    InvalidRequest,
     NoEligibleBackend,
     Overloaded,
     RateLimited,
@@ -94,6 +93,7 @@ class Rules:
     router: Router
     rates: Mapping[Target, Rates]
     limits: LimitIndex
+    classifier: Classifier
     policy: Policy
     digest: str  # of the bundle
     label: str  # policy@digest, for the answer header
@@ -285,13 +285,19 @@ class Dispatch:
         if alias is None:
             raise UnknownAlias(f"The model {request.alias!r} does not exist.", param="model")
         record.alias, record.stream = alias.name, request.stream
-        trip.privacy = classify(rules.catalog, caller, alias.privacy_floor, privacy)
+        trip.privacy, found = await rules.classifier.classify(
+            caller, floor=alias.privacy_floor, asked=privacy, document=request.document
+        )
         record.privacy_class = rules.catalog.privacy_classes[trip.privacy]
         await self._recall_and_hold(trip, session, fixed=len(alias.targets) < 2)
         snapshot = self.fleet.snapshot((t.backend for t in alias.targets), self.now())
         facts = self._facts(trip, snapshot)
         decision = rules.router.decide(facts, snapshot)
+        if not decision.order and (spare := self.fleet.last_resort(snapshot)) is not None:
+            snapshot, decision = spare, rules.router.decide(facts, spare)
         record.decision = decision_record(decision, facts, snapshot)
+        if found:
+            record.decision["detected"] = list(found)
         record.route = decision.route
         if not decision.order:
             raise no_route(decision, snapshot, request, caller, record.privacy_class)
@@ -747,36 +753,6 @@ class _RaceLost(Exception):
 
 
 # --- pure steps ---------------------------------------------------------------------------------
-
-
-def classify(catalog: Catalog, caller: Caller, floor: int, asked: str | None) -> int:
-    """The privacy class of a request as a rank: the strictest of key, alias and what was asked.
-
-    Raises InvalidRequest for a class that does not exist, Forbidden above the key's ceiling.
-    """
-    classes = catalog.privacy_classes
-    rank = floor
-    if caller.privacy_floor is not None:
-        rank = max(rank, _rank(classes, caller.privacy_floor, unknown=len(classes) - 1))
-    if asked is not None:
-        if asked not in classes:
-            raise InvalidRequest(
-                f"Unknown privacy class {asked!r}; known are {', '.join(classes)}.",
-                param="x-weighbridge-privacy",
-            )
-        rank = max(rank, classes.index(asked))
-    # A ceiling that the catalog no longer knows permits nothing but the lowest class.
-    if caller.privacy_ceiling is not None and rank > _rank(
-        classes, caller.privacy_ceiling, unknown=0
-    ):
-        raise Forbidden(
-            f"This key may not send {classes[rank]} data.", param="x-weighbridge-privacy"
-        )
-    return rank
-
-
-def _rank(classes: tuple[str, ...], name: str, *, unknown: int) -> int:
-    return classes.index(name) if name in classes else unknown
 
 
 def shadow_of(decision: Decision, backend: str) -> Candidate | None:

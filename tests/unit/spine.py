@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from gateway.backends.base import Call, Piece
+from gateway.classify import Classifier, Pool
 from gateway.dispatch import Answer, Dispatch, Rules, Trip
 from gateway.domain.caller import Caller
 from gateway.domain.catalog import Alias, Backend, Catalog, Kind, Model, Target
@@ -175,6 +176,7 @@ def build(
             router=Router.build(policy, catalog, rates),
             rates=rates,
             limits=LimitIndex(limits, catalog, rates),
+            classifier=Classifier.build(catalog, Pool()),
             policy=policy,
             digest=policy.digest,
             label="p@d",

@@ -10,14 +10,11 @@ from hypothesis import strategies as st
 
 from gateway.api.errors import error_headers, status_of
 from gateway.backends.base import Call
-from gateway.dispatch import Budget, classify
-from gateway.domain.caller import Caller
+from gateway.dispatch import Budget
 from gateway.domain.catalog import Target
 from gateway.domain.errors import (
     AllAttemptsFailed,
-    Forbidden,
     GatewayError,
-    InvalidRequest,
     NoEligibleBackend,
     UnsupportedParameter,
     UpstreamBroken,
@@ -179,21 +176,6 @@ async def test_privacy_leaves_nobody_and_says_so() -> None:
     assert caught.value.exclusions[0][:2] == ("a/m", "privacy")
     assert caught.value.retry_after_s is None
     assert wire.calls == []
-
-
-def test_the_class_is_the_strictest_of_key_alias_and_request() -> None:
-    catalog = build({"a": FINE})[0].rules.catalog
-    key = Caller(key_id="k", name="n", privacy_floor="internal", privacy_ceiling="confidential")
-    assert classify(catalog, CALLER, 0, None) == 0
-    assert classify(catalog, CALLER, 2, "internal") == 2
-    assert classify(catalog, key, 0, None) == 1
-    assert classify(catalog, key, 0, "public") == 1
-    with pytest.raises(Forbidden):
-        classify(catalog, key, 0, "restricted")
-    with pytest.raises(InvalidRequest):
-        classify(catalog, CALLER, 0, "secret")
-    forgotten = Caller(key_id="k", name="n", privacy_floor="gone")
-    assert classify(catalog, forgotten, 0, None) == 3  # unknown is the strictest
 
 
 async def test_when_the_retry_budget_is_spent_the_sdk_is_told_not_to_retry_either() -> None:
