@@ -51,6 +51,16 @@ PROMISES: dict[str, tuple[str, str, str]] = {
         "0 canary hits",
         "tests/chaos/test_privacy.py",
     ),
+    "I-8": (
+        "what cannot be classified (error, time-out, too large) counts as the strictest class",
+        "all fail closed, in about the 50 ms allowed",
+        "tests/unit/test_classify.py",
+    ),
+    "I-8b": (
+        "detectors find identifiers and secrets of every kind they know, and do not cry wolf",
+        "recall at least 99 %, false alarms at most 1 %",
+        "tests/unit/policy/test_detect.py",
+    ),
     "I-9": (
         "after the first content a failure is an error the SDK raises, never a silent switch",
         "1 attempt each",
@@ -60,6 +70,11 @@ PROMISES: dict[str, tuple[str, str, str]] = {
         "a client that leaves ends the upstream call, in every phase",
         "p99 at most 100 ms",
         "tests/chaos/test_disconnect.py",
+    ),
+    "I-12": (
+        "a policy that does not load never goes live, one that does is in force in every worker",
+        "0 failed, within 5 s",
+        "tests/chaos/test_reload.py",
     ),
     "I-15": (
         "slow and oversized requests are refused and their connections closed",

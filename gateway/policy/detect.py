@@ -7,7 +7,8 @@ to. The table of what is looked for is `detectors`; heavier ones run beside (`ga
 
 INVARIANTS
 - A detector only raises the class. What it cannot read counts as the strictest: more text than
-  `scan_bytes_max`, and prompts of token ids unless the catalog classes those.
+  `scan_bytes_max`, more look-alikes than are worth checking, and prompts of token ids unless the
+  catalog classes those.
 - A Finding holds names of detectors, never what was found.
 - It is a net, not the wall: names and addresses in prose pass, as does anything encoded. The wall
   is the floor of a key or an alias. What passes is written down in docs/privacy.md.
@@ -24,6 +25,7 @@ from typing import Any, Final
 from gateway.domain.catalog import Catalog
 from gateway.policy.detectors import DETECTORS, Check
 
+CANDIDATES_MAX: Final = 5_000  # at up to 20 µs each; honest text has a handful
 MEDIA, TOKEN_IDS = "media", "token_ids"
 CONTENT: Final[Mapping[str, str]] = {
     MEDIA: "Images, sound and files, which are not read. Left out: they do not raise the class.",
@@ -129,11 +131,19 @@ class Detectors:
         if len(self.rows) not in hits:
             raise DetectorFailed("RE2 gave up on this text")  # it says so by saying nothing
         hits.discard(len(self.rows))
+        left = CANDIDATES_MAX
         for index in sorted(hits):
             name, raised, pattern, check = self.rows[index]
-            if name not in names and _holds(pattern, check, data):
-                names.append(name)
-                rank = max(rank, raised)
+            if name in names:
+                continue
+            for candidate in pattern.finditer(data):
+                if check(data, *candidate.span()):
+                    names.append(name)
+                    rank = max(rank, raised)
+                    break
+                left -= 1
+                if not left:
+                    return Finding(self.strictest, (*names, "candidates_max"))
         return Finding(rank, tuple(names)) if names else NOTHING
 
     def _scannable(self, text: str) -> bytes:
@@ -159,10 +169,6 @@ def _compile(patterns: Iterable[str]) -> tuple[Any, list[Any], Any]:
     table.Add(rb"\x01\z")
     table.Compile()
     return table, compiled, re2.compile(_HIDDEN)
-
-
-def _holds(pattern: Any, check: Check, data: bytes) -> bool:
-    return any(check(data, *found.span()) for found in pattern.finditer(data))
 
 
 # --- which text ---------------------------------------------------------------------------------
@@ -258,7 +264,7 @@ def _walk(value: Any, into: list[str], *, media: bool = False) -> None:
 
 _END: Final = b"\n\1"  # the last pattern of every set: it has been read to here
 _EDGE: Final = 80  # characters: longer than what is looked for and may be cut in two
-_ESCAPED: Final = re.compile(r"\\u00([2-7][0-9a-fA-F])")
+_ESCAPED: Final = re.compile(r"\\{1,8}u(?![dD][89a-fA-F])([0-9a-fA-F]{4})")
 _INVISIBLE: Final = (
     "\u00ad\u034f\u061c\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff"
     "\U000e0000-\U000e007f"
@@ -272,7 +278,7 @@ _ALIKE: Final = {
 }
 _ALIKES: Final = "".join(_ALIKE)
 _ALIKE_RUN: Final = re.compile(f"[0-9{_ALIKES}]+(?:[ -][0-9{_ALIKES}]+)*")
-_ALIKE_FOLD: Final = str.maketrans(_ALIKE)
+_ALIKE_FOLD: Final = str.maketrans({c: c for c in "0123456789 -"} | _ALIKE)
 # Only where they hide something: dashes, soft hyphens and emoji are in honest prose too.
 _HIDDEN: Final = (
     f"[0-9A-Za-z][{_INVISIBLE}]+[0-9A-Za-z]|[0-9][{_DASHES}][0-9]"
@@ -310,7 +316,7 @@ def joined(text: Text) -> str:
             "".join(s if len(s) <= 2 * _EDGE else f"{s[:_EDGE]}\n{s[-_EDGE:]}" for s in text.speech)
         )
     whole = "\n".join(strings)
-    if "\\u00" in whole:  # JSON inside JSON, as tools are called with
+    if "\\u" in whole:  # JSON inside JSON, as tools are called with
         whole = _ESCAPED.sub(lambda found: chr(int(found[1], 16)), whole)
     return whole
 

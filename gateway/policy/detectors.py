@@ -37,16 +37,23 @@ class Detector:
 # --- numbers ------------------------------------------------------------------------------------
 
 _GROUP = re.compile(rb"[0-9]+")
+_LONG_GROUP = re.compile(rb"[0-9]{14,}")
 _FOURS_MAX = 5  # more groups of four in a row are a table of numbers
+_RUN_BYTES_MAX = 512  # as is anything longer
+_LONG_GROUPS_MAX = 5_000
 
 
 def _card(data: bytes, start: int, end: int) -> bool:
     """A run of digits in groups: one of them, four and more of four, or all of them if even."""
+    for number, found in enumerate(_LONG_GROUP.finditer(data, start, end)):
+        if number == _LONG_GROUPS_MAX:
+            return True  # nobody can say
+        if checksums.card(found[0].decode()) and not _decimals(data, *found.span()):
+            return True
+    if end - start > _RUN_BYTES_MAX:
+        return False
     groups = [found.span() for found in _GROUP.finditer(data, start, end)]
     texts = [data[a:b].decode() for a, b in groups]
-    for (a, b), text in zip(groups, texts, strict=True):
-        if checksums.card(text) and not _decimals(data, a, b):
-            return True
     fours: list[str] = []
     for text in [*texts, ""]:
         if len(text) == 4:
@@ -163,18 +170,25 @@ _PLACEHOLDER = re.compile(rb"(?i)example|your|placeholder|dummy|redacted|x{5}|\*
 
 
 def _secret(data: bytes, start: int, end: int) -> bool:
-    """Neither a placeholder nor words: random characters have digits, and repeat little."""
+    """Neither a placeholder nor words: random characters mix kinds, and repeat little."""
     text = data[start:end]
+    digits, upper = sum(48 <= c <= 57 for c in text), sum(65 <= c <= 90 for c in text)
     return (
         len(set(text)) >= min(12, len(text) // 2)
-        and sum(48 <= c <= 57 for c in text) >= 2
+        and (digits >= 2 or upper >= 4)
         and not _PLACEHOLDER.search(text)
     )
 
 
+# Line ends, perhaps escaped; quotes and pluses of a program; the heads of old PEM and of PGP.
+_KEY_FOLLOWS = re.compile(
+    rb"(?:\s|\\+[nr]|[\"'+]|[A-Z][A-Za-z-]+: [^\n\\]*(?:\n|\\+n))*[A-Za-z0-9+/=]{40}"
+)
+
+
 def _private_key(data: bytes, start: int, end: int) -> bool:  # noqa: ARG001
-    """The line alone is in every program that reads keys; the key follows it."""
-    return re.search(rb"[A-Za-z0-9+/=]{40}", data[end : end + 400]) is not None
+    """The line alone is in every program that reads keys; the key follows it at once."""
+    return _KEY_FOLLOWS.match(data[end : end + 600]) is not None
 
 
 def _weighbridge_key(data: bytes, start: int, end: int) -> bool:
