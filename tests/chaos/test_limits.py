@@ -171,12 +171,12 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene() -> AsyncIterator[Scene]:
+async def scene(*, lease_s: float = 3.0) -> AsyncIterator[Scene]:
     with Valkey.start() as server:
         where = urlsplit(server.url)
         async with (
             ChaosProxy(where.hostname or "", where.port or 0) as link,
-            gates(f"redis://127.0.0.1:{link.port}/0", WORKERS, lease_s=3.0) as workers,
+            gates(f"redis://127.0.0.1:{link.port}/0", WORKERS, lease_s=lease_s) as workers,
         ):
             soft = Tally(budget("soft", 40_000_000, Outage.ALLOWANCE))
             yield Scene(server, link, workers, soft, Tally(budget("hard", 10**12)))
@@ -326,6 +326,18 @@ async def test_a_reset_connection_loses_no_settlement() -> None:
         await load
         for tally in (place.soft, place.hard):
             await tally.settles_at(place.gates[0], tally.of.amount - tally.used)
+
+
+async def test_a_hold_whose_answer_was_lost_is_given_back() -> None:
+    async with scene(lease_s=600.0) as place:
+        gate, tally = place.gates[0], place.hard
+        gate._link._transport.pause_reading()  # type: ignore[union-attr]
+        asking = asyncio.ensure_future(tally.ask(gate, 1000))
+        await until(lambda: place.admin().exists("wb:{limits}:h:hard-1"))
+        assert await asking is None
+        assert tally.errors == {"StoreUnavailable": 1}
+        await until(lambda: gate._link.ready)
+        await tally.settles_at(gate, tally.of.amount)
 
 
 async def test_an_unknown_script_costs_no_request(redis_url: str) -> None:
