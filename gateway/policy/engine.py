@@ -176,7 +176,7 @@ class Router:
     ) -> tuple[list[_Ranked], list[Exclusion]]:
         """Who is eligible, with its place in the order, and who is not."""
         route = plan.route
-        price_max, objective, levels = route.price_max_nano_usd, plan.objective, plan.levels
+        price_max, score, levels = route.price_max_nano_usd, plan.objective, plan.levels
         in_share = facts.bucket < plan.canary_buckets and route.name not in facts.reverted
         pinned = -1 if facts.pinned is None else plan.places.get(facts.pinned, -1)
         ranked: list[_Ranked] = []
@@ -205,14 +205,14 @@ class Router:
                 turn = _SPILLED
             time = latency(view, facts)
             missed = misses(levels, view, facts, time) if levels else ()
-            group, figure = objective.score(compared, time, view.in_flight)
+            group, figure = score(compared, time, view.in_flight, row.place)
             ranked.append(
                 _Ranked(
                     turn,
                     row.tier,
                     bool(missed),
                     group,
-                    row.place if objective.by is By.ORDER else figure,
+                    figure,
                     inf if booked is None else booked,
                     # Keeps its order when others come or go.
                     ((row.salt ^ facts.tie_break) * _MIX) & _MASK,

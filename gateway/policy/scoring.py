@@ -24,11 +24,10 @@ Below a floor (1,000 nano-USD, 1 ms) costs and times are alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from math import gcd, log
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from gateway.domain.decision import BackendView, Facts, Tails
 from gateway.domain.money import Rates
@@ -99,17 +98,26 @@ def _first(ttft: float, view: BackendView, facts: Facts) -> float:
 
 
 class Level(NamedTuple):
-    """A service level made ready. `tail` is an index of Tails, -1 for the median."""
+    """A service level made ready: the wait for the first token, the time of a token, or of all.
+
+    `tail` is an index of Tails, -1 for the median.
+    """
 
     name: str
-    metric: Metric
+    first: bool
+    token: bool
     tail: int
     ms_max: float
 
     @classmethod
     def of(cls, slo: Slo) -> Level:
-        tail = -1 if slo.percentile == 50 else Tails._fields.index(f"p{slo.percentile}")
-        return cls(f"{slo.metric}@{slo.percentile}", slo.metric, tail, slo.ms_max)
+        return cls(
+            name=f"{slo.metric}@{slo.percentile}",
+            first=slo.metric is not Metric.TPOT,
+            token=slo.metric is not Metric.TTFT,
+            tail=-1 if slo.percentile == 50 else Tails._fields.index(f"p{slo.percentile}"),
+            ms_max=slo.ms_max,
+        )
 
 
 def misses(
@@ -118,23 +126,22 @@ def misses(
     """The levels that this request is predicted to miss there; `whole` is its `latency`."""
     if whole is None:
         return ()
-    missed = []
-    for name, metric, tail, ms_max in levels:
-        ttft = _seen(view.ttft_ms, view.ttft_tails, tail)
-        tpot = _seen(view.tpot_ms, view.tpot_tails, tail)
-        if metric is Metric.TPOT:
-            predicted = tpot
-        elif ttft is None:
-            continue
-        else:
+    missed: tuple[str, ...] = ()
+    for name, first, token, tail, ms_max in levels:
+        predicted = 0.0
+        if first:
+            ttft = _seen(view.ttft_ms, view.ttft_tails, tail)
+            if ttft is None:
+                continue
             predicted = _first(ttft, view, facts)
             if view.queue:  # `whole` = alone × (1 + queue / in flight)
                 predicted += whole * view.queue / (view.queue + max(1, view.in_flight))
-            if metric is Metric.END_TO_END:
-                predicted += facts.output_tokens * (tpot or 0.0)
-        if predicted is not None and predicted > ms_max:
-            missed.append(name)
-    return tuple(missed)
+        if token:
+            tpot = _seen(view.tpot_ms, view.tpot_tails, tail) or 0.0
+            predicted += tpot * facts.output_tokens if first else tpot
+        if predicted > ms_max:
+            missed += (name,)
+    return missed
 
 
 def _seen(median: float | None, tails: Tails | None, tail: int) -> float | None:
@@ -143,40 +150,56 @@ def _seen(median: float | None, tails: Tails | None, tail: int) -> float | None:
     return None if tails is None else tails[tail]
 
 
-@dataclass(frozen=True, slots=True)
-class Objective:
+# --- objectives -------------------------------------------------------------------------------
+
+# Of a target: the cost that counts, its latency, how many are in flight there and its place in the
+# alias. Gives one of EXPLORED to UNPRICED and a figure; lower is better.
+Objective: TypeAlias = Callable[[int | None, float | None, int, int], tuple[int, float]]
+
+
+def objective(route: Route) -> Objective:
     """What a route compares inside a tier."""
+    return _mix(route.cost_weight) if route.by is By.MIX else _OBJECTIVES[route.by]
 
-    by: By
-    cost_weight: float
 
-    @classmethod
-    def of(cls, route: Route) -> Objective:
-        return cls(route.by, route.cost_weight)
+def _listed(_cost: int | None, _ms: float | None, _in_flight: int, place: int) -> tuple[int, float]:
+    return KNOWN, place
 
-    def score(self, cost: int | None, latency: float | None, in_flight: int) -> tuple[int, float]:
-        """(one of EXPLORED to UNPRICED, figure), lower is better. `By.ORDER` compares nothing."""
-        by = self.by
-        if by is By.CHEAPEST:
-            return (UNPRICED, 0.0) if cost is None else (KNOWN, cost)
-        if by is By.ORDER:
-            return KNOWN, 0.0
-        weight = self.cost_weight if by is By.MIX else 0.0
-        if cost is None and weight:
-            return UNPRICED, 0.0
-        if latency is None and weight < 1:
-            return (UNMEASURED if in_flight else EXPLORED), 0.0
-        if by is By.FASTEST:
-            assert latency is not None
-            return KNOWN, latency
-        figure = (
-            weight * log(max(cost, COST_FLOOR_NANO_USD)) if cost is not None and weight else 0.0
-        )
-        if latency is not None and weight < 1:
-            figure += (1 - weight) * log(max(latency, LATENCY_FLOOR_MS))
+
+def _cheapest(cost: int | None, _ms: float | None, _in_flight: int, _: int) -> tuple[int, float]:
+    return (UNPRICED, 0.0) if cost is None else (KNOWN, cost)
+
+
+def _fastest(_cost: int | None, ms: float | None, in_flight: int, _: int) -> tuple[int, float]:
+    if ms is None:
+        return (UNMEASURED if in_flight else EXPLORED), 0.0
+    return KNOWN, ms
+
+
+def _mix(weight: float) -> Objective:
+    """What has no weight need not be known."""
+    rest = 1.0 - weight
+
+    def score(cost: int | None, ms: float | None, in_flight: int, _: int) -> tuple[int, float]:
+        figure = 0.0
+        if weight:
+            if cost is None:
+                return UNPRICED, 0.0
+            figure = weight * log(max(cost, COST_FLOOR_NANO_USD))
+        if rest:
+            if ms is None:
+                return (UNMEASURED if in_flight else EXPLORED), 0.0
+            figure += rest * log(max(ms, LATENCY_FLOOR_MS))
         return KNOWN, figure
 
+    return score
 
+
+_OBJECTIVES: Mapping[By, Objective] = {
+    By.ORDER: _listed,
+    By.CHEAPEST: _cheapest,
+    By.FASTEST: _fastest,
+}
 REASONS: Mapping[By, str] = {
     By.ORDER: "preferred",
     By.CHEAPEST: "cheapest",

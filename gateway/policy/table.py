@@ -17,7 +17,7 @@ from gateway.domain.money import Rates
 from gateway.domain.request import Capability, Endpoint
 from gateway.policy.language import PRIORITY_SHARES, OwnCost, Route, Spill
 from gateway.policy.matching import Condition, conditions
-from gateway.policy.scoring import Level, Objective, Prices
+from gateway.policy.scoring import Level, Objective, Prices, objective
 from gateway.policy.terms import unmet
 
 _UNBOUNDED = 1 << 62
@@ -72,7 +72,7 @@ class Plan:
             route=route,
             alias=alias,
             conditions=conditions(route.match),
-            objective=Objective.of(route),
+            objective=objective(route),
             levels=tuple(map(Level.of, route.slos)),
             canary_buckets=round(route.canary.share * 10_000) if route.canary is not None else 0,
         )

@@ -21,6 +21,7 @@ from tests.bench import measure, results
 from tests.bench.contenders import CONTENDERS, Unavailable
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
+OTHERS = "\n<!-- What follows is other programs' and kept. -->\n"
 _PLANS = {"full": measure.FULL, "quick": measure.QUICK, "smoke": measure.SMOKE}
 _OURS = {measure.DIRECT, "bare", "weighbridge", "weighbridge-pg"}
 
@@ -86,6 +87,12 @@ def _failures(report: measure.Report, asked: bool, gate: bool) -> list[str]:
     return found
 
 
+def _write(output: Path, page: str) -> None:
+    """In the place of the last one, but for the sections of other programs."""
+    before = output.read_text() if output.is_file() else ""
+    output.write_text(page + "".join(before.partition(OTHERS)[1:]))
+
+
 def main() -> int:
     options = _arguments().parse_args()
     console = Console(stderr=True)
@@ -132,7 +139,7 @@ def main() -> int:
     page = results.page(report, facts)
     output = options.output or (RESULTS if options.plan == "full" and not options.only else None)
     if output:
-        output.write_text(page)
+        _write(output, page)
     if options.json:
         sys.stdout.buffer.write(
             orjson.dumps(report.as_json() | {"facts": facts}, option=orjson.OPT_INDENT_2) + b"\n"

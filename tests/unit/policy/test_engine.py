@@ -208,6 +208,15 @@ def test_equals_share_the_load_by_the_tie_break():
     assert min(first.values()) > 700
 
 
+def test_equals_keep_their_order_when_others_come_or_go():
+    costs = prices(api=1, host=1, host2=1, own=1)
+    cheapest = policy(by=By.CHEAPEST)
+    for n in range(200):
+        whole = names(decide(cheapest, FOUR, costs, facts(tie_break=n), {}))
+        some = names(decide(cheapest, world(OWN, API, HOST2), costs, facts(tie_break=n), {}))
+        assert some == [name for name in whole if name != "host"]
+
+
 # --- routes -----------------------------------------------------------------------------------
 
 SECRET = Route(

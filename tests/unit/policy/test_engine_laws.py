@@ -87,6 +87,7 @@ def allowed(world: World, route: Route, target: Target) -> bool:
         and facts.needs <= model.capabilities
         and whole <= (model.context_tokens or whole)
         and (price_max is None or (price is not None and price <= price_max))
+        and (not route.only or any({backend.name, backend.kind} & tier for tier in route.prefer))
     )
 
 
@@ -99,6 +100,17 @@ def test_no_restricted_request_gets_an_uncleared_target_and_nothing_hard_is_rela
         route = next(route for route in world.policy.routes if fits(route, world))
         assert decision.route == route.name
         assert allowed(world, route, target)
+
+
+@MANY
+@given(worlds)
+def test_where_only_a_group_may_stand_in_all_share_one_with_the_first(world):
+    world = world.with_alias(replace(world.alias, stand_in=StandIn.GROUP))
+    decision = world.decide()
+    if decision.order:
+        first = decision.order[0].target
+        groups = [e.targets for e in world.catalog.equivalences if first in e.targets]
+        assert eligible(decision) - {first} <= set().union(*groups)
 
 
 @MANY

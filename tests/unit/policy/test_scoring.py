@@ -19,11 +19,11 @@ from gateway.policy.scoring import (
     UNMEASURED,
     UNPRICED,
     Level,
-    Objective,
     Prices,
     cost,
     latency,
     misses,
+    objective,
 )
 from tests.unit.policy.worlds import facts, rates
 
@@ -125,13 +125,13 @@ def test_what_was_not_measured_meets_its_level(metric, percentile):
 
 
 def score(by: By, weight: float, cost, ms, in_flight=0):
-    return Objective.of(Route(name="r", by=by, cost_weight=weight)).score(cost, ms, in_flight)
+    return objective(Route(name="r", by=by, cost_weight=weight))(cost, ms, in_flight, 4)
 
 
 @pytest.mark.parametrize(
     ("by", "weight", "cost", "ms", "in_flight", "expected"),
     [
-        (By.ORDER, 0.5, None, None, 1, (KNOWN, 0)),
+        (By.ORDER, 0.5, None, None, 1, (KNOWN, 4)),  # its place in the alias
         (By.CHEAPEST, 0.5, 0, None, 1, (KNOWN, 0)),
         (By.CHEAPEST, 0.5, 7, None, 1, (KNOWN, 7)),
         (By.CHEAPEST, 0.5, None, 7.0, 1, (UNPRICED, 0)),
