@@ -61,6 +61,11 @@ PROMISES: dict[str, tuple[str, str, str]] = {
         "recall at least 99 %, false alarms at most 1 %",
         "tests/unit/policy/test_detect.py",
     ),
+    "I-7p": (
+        "the same over random policies, backends, faults, hedges, copies and reloads at once",
+        "0 uncleared attempts of 10,000 requests",
+        "tests/unit/test_privacy_storm.py",
+    ),
     "I-9": (
         "after the first content a failure is an error the SDK raises, never a silent switch",
         "1 attempt each",

@@ -163,7 +163,7 @@ class World:
         return self.catalog.backends[target.backend]
 
 
-class _Dice:
+class Dice:
     """Draws the parts of a world. Most of them are plain: else nothing would ever be eligible."""
 
     def __init__(self, random: Random) -> None:
@@ -346,4 +346,4 @@ class _Dice:
 
 # One draw for a whole world: twenty times as fast as a draw for each part, which is what makes
 # ten thousand of them affordable. To have a failure made small, put st.randoms() in its place.
-worlds = st.integers(0, 2**64 - 1).map(lambda seed: _Dice(Random(seed)).world())
+worlds = st.integers(0, 2**64 - 1).map(lambda seed: Dice(Random(seed)).world())
