@@ -26,6 +26,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, isnan, nan
 from typing import NamedTuple
 
@@ -270,13 +271,19 @@ def interval(blocks: Sequence[int], seed: int, *, draws: int = DRAWS) -> tuple[i
     total = sum(blocks)
     if not any(blocks):
         return 0, 0
-    chance = numbers(seed)
-    count = len(blocks)
     sums = sorted(
-        sum([blocks[below(count, next(chance))] for _ in range(count)]) for _ in range(draws)
+        sum([blocks[index] for index in draw]) for draw in _draws(len(blocks), draws, seed)
     )
     edge = draws // 40
     return min(total, sums[edge]), max(total, sums[-1 - edge])
+
+
+@lru_cache(maxsize=1)  # every comparison of a replay draws the same runs
+def _draws(count: int, draws: int, seed: int) -> tuple[array[int], ...]:
+    chance = numbers(seed)
+    return tuple(
+        array("H", [below(count, next(chance)) for _ in range(count)]) for _ in range(draws)
+    )
 
 
 # --- times --------------------------------------------------------------------------------------

@@ -122,6 +122,7 @@ class Side:
                 )
             )
             for route in policy.routes
+            if route.slos
         }
 
     def on(self, at_us: int) -> _Day:
@@ -258,16 +259,15 @@ class Replay:
         self._note(facts, past)
         first: Decision | None = None
         bounds = _NO_BOUNDS
+        rates_first = self.sides[0].on(past.at_us).rates
         for number, (side, tally) in enumerate(zip(self.sides, self.tallies, strict=True)):
             own = _own_facts(side, tally, facts, past)
-            if side is then and own is facts:
-                decision = again
-            else:
-                decision = side.on(past.at_us).router.decide(own, snapshot)
+            router, rates = side.on(past.at_us)
+            decision = again if side is then and own is facts else router.decide(own, snapshot)
             choice, guess = _choice(decision, tried)
             _remember(tally, facts.alias, past.session, choice, actual)
             self.columns.choice[number].append(self._number(choice))
-            spent = self._cost(side, choice, past)
+            spent = _cost(choice, past, rates, rates_first)
             self.columns.cost[number].append(spent)
             if spent == UNMEASURED:
                 tally.guessed_nano_usd += guess
@@ -277,7 +277,9 @@ class Replay:
                 first = decision
             elif own.privacy:
                 _expose(tally, side, own, first, decision, choice)
-            bounds = Bounds(*map(min, bounds, side.bounds(decision.route)))
+            asked = side.bounds(decision.route)
+            if asked is not _NO_BOUNDS:
+                bounds = Bounds(*map(min, bounds, asked))
         columns = self.columns
         columns.ttft_ms_max.append(bounds.ttft)
         columns.tpot_ms_max.append(bounds.tpot)
@@ -304,22 +306,6 @@ class Replay:
             number = self._index[target] = len(self.columns.targets)
             self.columns.targets.append(target)
         return number
-
-    def _cost(self, side: Side, choice: Target | None, past: Recorded) -> int:
-        """Nano-USD, or UNPRICED, or UNMEASURED."""
-        if choice is None:
-            return 0
-        usage = past.usage
-        rates = side.on(past.at_us).rates.get(choice)
-        if choice == past.served and past.cost_nano_usd is not None:
-            before = self.sides[0].on(past.at_us).rates.get(choice)
-            if rates is before or rates == before:
-                return past.cost_nano_usd
-        if usage is None:
-            return UNMEASURED
-        if rates is None:
-            return UNPRICED
-        return cost(rates, uncached=usage.uncached, cached=usage.cached, output=usage.output)
 
 
 # --- one request --------------------------------------------------------------------------------
@@ -377,6 +363,25 @@ def _choice(decision: Decision, tried: frozenset[str]) -> tuple[Target | None, i
         if not tried or str(candidate.target) not in tried:
             return candidate.target, candidate.cost_nano_usd or 0
     return None, 0
+
+
+def _cost(
+    choice: Target | None,
+    past: Recorded,
+    rates: Mapping[Target, Rates],
+    first: Mapping[Target, Rates],
+) -> int:
+    """Nano-USD, or UNPRICED, or UNMEASURED. `first` are the rates of the first side."""
+    if choice is None:
+        return 0
+    here, usage = rates.get(choice), past.usage
+    if choice == past.served and past.cost_nano_usd is not None and here == first.get(choice):
+        return past.cost_nano_usd
+    if usage is None:
+        return UNMEASURED
+    if here is None:
+        return UNPRICED
+    return cost(here, uncached=usage.uncached, cached=usage.cached, output=usage.output)
 
 
 def _why(decision: Decision) -> str:
