@@ -4,14 +4,21 @@ Each restricted prompt carries a canary. The uncleared vendors are healthy, chea
 every alias; they search every byte they receive. The cleared one breaks in every manner we know,
 before and after content. That the traps work is shown beside it: the same vendors serve public
 calls all the while, and the cleared one does receive the canary.
+
+A call comes to be restricted by its key, its alias, its header, or by nothing but what it says:
+a card number in any place or disguise, a plugin that fails on it, more text than is looked at.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+import os
 import secrets
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,7 +29,7 @@ from tests.gateway_process import gateway_beside, vendor_catalog
 from tests.promises import promise
 from tests.vendor import FAULTS, Script, vendor_in_loop
 
-PER_FAULT = 24
+PER_FAULT = 28
 AT_ONCE = 24
 ANSWERING = Script(tokens=4, itl_s=0.001)
 HOW_IT_FAILS = {
@@ -66,7 +73,67 @@ WAYS = {
     "pinned_to_an_uncleared_one": ("chat", "plain", {"x-weighbridge-privacy": "restricted"}),
 }
 
+CARD = "4539 1488 0343 6467"  # made up; it satisfies the check digit
+SCAN_BYTES_MAX = 4096
+PLUGIN_SAYS = "the plugin fails on this"
+
+
+def said(*contents: object) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content} for content in contents]}
+
+
+def part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def tool_call(arguments: object) -> dict[str, Any]:
+    function = {"name": "pay", "arguments": json.dumps(arguments)}
+    return {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "c1", "type": "function", "function": function}],
+    }
+
+
+# Calls that nobody classed: what they say makes them restricted.
+CONTENT: dict[str, Callable[[str], dict[str, Any]]] = {
+    "text": lambda canary: said(f"{canary}: charge {CARD}"),
+    "split_over_parts": lambda canary: said([part(f"{canary}, "), part(CARD[:6]), part(CARD[6:])]),
+    "split_over_messages": lambda canary: said(canary, f"it is {CARD[:12]}", f"{CARD[12:]} ok"),
+    "tool_argument": lambda canary: {
+        "messages": [*said(canary)["messages"], tool_call({"card": CARD}), *said("go")["messages"]]
+    },
+    "tool_description": lambda canary: {
+        **said(canary),
+        "tools": [{"type": "function", "function": {"name": "pay", "description": f"to {CARD}"}}],
+    },
+    "other_digits": lambda canary: said(
+        f"{canary} {CARD.translate({48 + n: 0xFF10 + n for n in range(10)})}"
+    ),
+    "failing_plugin": lambda canary: said(f"{canary} {PLUGIN_SAYS}"),
+    "more_than_is_looked_at": lambda canary: said(f"{canary} {'long ' * SCAN_BYTES_MAX}"),
+}
+WAYS |= {f"content: {name}": ("chat", "plain", {}) for name in CONTENT}
+
 pytestmark = pytest.mark.xdist_group("chaos_privacy")
+
+
+def install_plugin(folder: Path) -> dict[str, str]:
+    """A detector plugin that fails on some text, installed for a gateway of this environment."""
+    (folder / "chaos_detectors.py").write_text(
+        "def brittle(texts):\n"
+        f"    if any({PLUGIN_SAYS!r} in text for text in texts):\n"
+        "        raise RuntimeError('brittle')\n"
+        "    return False\n"
+    )
+    info = folder / "chaos_detectors-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: chaos-detectors\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[weighbridge.detectors]\nbrittle = chaos_detectors:brittle\n"
+    )
+    path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(path)}
 
 
 def catalog_of(closed: str, cheap: str, own: str) -> dict[str, Any]:
@@ -85,6 +152,12 @@ def catalog_of(closed: str, cheap: str, own: str) -> dict[str, Any]:
         # `cheap` says nothing of its clearance: that counts as the lowest.
         closed={"cleared_for": "internal", "health_path": "/health"},
     )
+    catalog |= {
+        "detectors": {"card_number": "restricted"},
+        # Long enough for a busy machine: only its failing is what is tested.
+        "detector_plugins": {"brittle": {"class": "internal", "timeout_ms": 10_000}},
+        "scan_bytes_max": SCAN_BYTES_MAX,
+    }
     for name in cleared:
         fault = name.partition("-")[2]
         backend = catalog["backends"][name]
@@ -117,10 +190,12 @@ async def ask_restricted(
         )
         assert pinning.ok, (fault, pinning)
         assert pinning.headers["x-weighbridge-backend"] == "closed"
+    content = CONTENT.get(way.removeprefix("content: "))
+    hidden = [CARD] if content is not None else []
     if number % 11 == 5:
-        path, document = "/v1/embeddings", {"model": alias, "input": canary}
+        path, document = "/v1/embeddings", {"model": alias, "input": [canary, *hidden]}
     elif number % 11 == 7:
-        path, document = "/v1/completions", {"model": alias, "prompt": canary}
+        path, document = "/v1/completions", {"model": alias, "prompt": [canary, *hidden]}
     else:
         path = "/v1/chat/completions"
         document = chat(
@@ -130,10 +205,11 @@ async def ask_restricted(
             user=canary,
             metadata={"who": canary},
         )
+        document |= content(canary) if content is not None else {}
     return await call(http, document, path=path, headers=headers)
 
 
-async def test_no_canary_leaves() -> None:
+async def test_no_canary_leaves(tmp_path: Path) -> None:
     canary = f"CANARY-{secrets.token_hex(12)}"
     trap = {"canaries": [canary.encode()]}
     async with (
@@ -142,7 +218,8 @@ async def test_no_canary_leaves() -> None:
         vendor_in_loop(HOW_IT_FAILS, **trap) as own,
     ):
         catalog = catalog_of(*(f"{vendor.url}/v1" for vendor in (closed, cheap, own)))
-        async with gateway_beside(catalog, environment={"WEIGHBRIDGE_LOG_LEVEL": "debug"}) as g:
+        environment = {"WEIGHBRIDGE_LOG_LEVEL": "debug", **install_plugin(tmp_path)}
+        async with gateway_beside(catalog, environment=environment) as g:
             floor = await asyncio.to_thread(g.new_key, "--privacy-floor", "restricted")
             keys = {"plain": g.key, "floor": floor}
             gate = asyncio.Semaphore(AT_ONCE)
@@ -170,10 +247,25 @@ async def test_no_canary_leaves() -> None:
                     for stream in (False, True)
                     for asked in ("confidential", "restricted")
                 ]
+                nobody.append(
+                    await call(http, chat(f"{canary} {CARD}", model="uncleared"), headers=g.auth)
+                )
+                bounded = await asyncio.to_thread(g.new_key, "--privacy-ceiling", "confidential")
+                above = await call(
+                    http,
+                    chat(f"{canary} {CARD}", model="chat-well"),
+                    headers={"authorization": f"Bearer {bounded}"},
+                )
+                # What docs/privacy.md lists as slipping through does: no canary in this one.
+                encoded = await call(
+                    http,
+                    chat(base64.b64encode(CARD.encode()).decode(), model="chat-well"),
+                    headers=g.auth,
+                )
             assert await asyncio.to_thread(g.stop) == 0
             rows = await g.ledger()
             written = b"".join(p.read_bytes() for p in g.home.rglob("*") if p.is_file())
-            said = "".join(g.output)
+            told = "".join(g.output)
 
     # The traps work, and every fault struck.
     assert own.hits
@@ -196,11 +288,20 @@ async def test_no_canary_leaves() -> None:
     assert not any(answer.ok for _, answer in gone)
     for answer in nobody:
         assert (answer.status, answer.error["code"]) == (503, "no_eligible_backend"), answer
+    assert (above.status, above.error["code"]) == (403, "insufficient_scope"), above
+    assert "card_number" in above.error["message"]
+    assert encoded.ok
+    assert encoded.headers["x-weighbridge-backend"] == "closed"
+    # What made a call restricted is written down by name.
+    detected = Counter(name for row in rows for name in (row["decision"] or {}).get("detected", ()))
+    assert set(detected) == {"card_number", "brittle:failed", "scan_bytes_max"}
     # What we keep of a call holds nothing of what it says.
-    assert canary.encode() not in written
-    assert canary not in said
+    for secret in (canary, CARD, CARD.replace(" ", "")):
+        assert secret.encode() not in written
+        assert secret not in told
     promise(
         "I-7",
-        f"0 canary hits ({len(answers) + len(nobody)} restricted calls, {sum(struck.values())} "
+        f"0 canary hits ({len(answers) + len(nobody)} restricted calls, {sum(detected.values())} of "
+        f"them by nothing but their content, {sum(struck.values())} "
         f"failed attempts in {len(struck)} ways, {second} fallbacks)",
     )

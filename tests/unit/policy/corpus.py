@@ -327,6 +327,9 @@ MISSED: dict[str, object] = {
     "as a fraction": f"0.{_BARE}",
     "in a table of numbers": f"1111 2222 3333 {CARD} 4444 5555",
     "one line each": "\n".join(CARD.split()),
+    "split behind another digit": [
+        {"type": "text", "text": text} for text in ("ref. 77", CARD[:6], CARD[6:])
+    ],
     "in a picture": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}],
 }
 """What is known to slip through; the floor of a key or an alias is the answer to all of it."""
