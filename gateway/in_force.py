@@ -36,7 +36,7 @@ from gateway.policy.source import ConfigErrors
 log = logging.getLogger("weighbridge")
 
 FOLLOW_S = 0.3
-WATCH_S = 0.5
+WATCH_S = 0.3
 STORE_S_MAX = 3.0
 VERSION, FILES = "version", "files"  # what can fail to load
 WAITING = "changed files wait for the database"
@@ -117,7 +117,7 @@ class InForce:
         self._consumer = consumer
         self._switching = asyncio.Lock()
         self._newer = asyncio.Event()
-        self._refused: Version | None = None
+        self.refused: Version | None = None  # newer, and does not load here
         self._away = False
         consumer.in_force(version)
 
@@ -127,15 +127,15 @@ class InForce:
             try:
                 async with asyncio.timeout(STORE_S_MAX):
                     newest = await self.versions.newest()
-                if newest not in (None, self.version, self._refused):
+                if newest not in (None, self.version, self.refused):
                     assert newest is not None
                     await self._switch(newest)
                 if self._away:
                     log.info("policy: the database is back")
                 self._away = False
-            except (StoreUnavailable, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 -- who stops following never switches again
                 if not self._away:
-                    why = getattr(error, "detail", None) or "no answer in time"
+                    why = getattr(error, "detail", None) or repr(error)
                     log.warning(
                         "policy: %s stays, the database is away: %s", self.version.label, why
                     )
@@ -156,10 +156,10 @@ class InForce:
             except StoreUnavailable:
                 raise
             except Exception as error:  # noqa: BLE001 -- whatever it is, the present one goes on
-                self._refused = version
+                self.refused = version
                 self.fail(VERSION, error, f"{self.version.label} stays in force")
                 return
-            self.version, self._refused = version, None
+            self.version, self.refused = version, None
             self.errors.pop(VERSION, None)
             self._consumer.in_force(version)
             how = f"{version.origin.value}, {version.author}"
@@ -261,14 +261,13 @@ class FileWatch:
         in_force = self._in_force
         path = policy_path(in_force.bundle.files)
         seen = await asyncio.to_thread(marks, self._folder, path)
-        if not at_once:
-            if seen == self._marks:
-                self._settling = self._proposed = None
+        if seen == self._marks and not at_once:
+            self._settling = None
+            return
+        if seen != self._settling:
+            self._settling, self._proposed = seen, None
+            if not at_once:
                 return
-            if seen != self._settling:
-                self._settling, self._proposed = seen, None
-                return
-        self._settling = seen
         before = dict(self._texts)
         now = dict(await asyncio.to_thread(texts, self._folder, path))
         if await asyncio.to_thread(marks, self._folder, path) != seen:
@@ -308,7 +307,12 @@ class FileWatch:
             )
             try:
                 await in_force.versions.put(change, expected=number)
-            except Conflict:
+            except Conflict as conflict:
+                if conflict.newest == in_force.refused:
+                    raise Unloadable(
+                        f"{note}: not put over a version that does not load here; "
+                        "`weighbridge policy apply` does that"
+                    ) from conflict
                 in_force.hurry()
                 return False  # on top of what is in force by then
         in_force.hurry()

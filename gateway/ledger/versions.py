@@ -108,19 +108,18 @@ class Versions:
     async def put(self, change: Change, *, expected: int) -> Version:
         """Bring a change into force after version `expected` (0: after none).
 
-        What is in force already is not put again: its version is returned. Raises Conflict.
+        What is in force already, whoever put it there, is not put again: its version is returned.
+        Raises Conflict.
         """
         newest = await self.newest()
-        if (newest.number if newest else 0) != expected:
-            raise Conflict(expected, newest)
         if newest is not None and newest.digest == change.digest:
             return newest
+        if (newest.number if newest else 0) != expected:
+            raise Conflict(expected, newest)
         row = asdict(change) | {"number": expected + 1, "origin": change.origin.value}
         row.pop("files")
         made = await self._store.add_version(row, change.files)
-        if made is None:
-            raise Conflict(expected, await self.newest())
-        return _made(made)
+        return await self.put(change, expected=expected) if made is None else _made(made)
 
 
 async def start(versions: Versions, change: Change) -> Version:

@@ -71,6 +71,7 @@ async def test_history_is_the_newest_first_and_bundles_are_kept_once(versions):
 async def test_what_is_in_force_is_not_put_again(versions):
     first = await versions.put(change("d1"), expected=0)
     assert await versions.put(change("d1", Origin.APPLY), expected=1) == first
+    assert await versions.put(change("d1", Origin.APPLY), expected=0) == first
     assert await versions.history() == [first]
 
 
@@ -102,6 +103,17 @@ async def test_of_many_at_once_one_wins_and_the_losers_leave_nothing(url, versio
         if f"d{number}" != won[0].digest:
             with pytest.raises(NotFound):
                 await versions.files(f"d{number}")
+    for store in stores:
+        await store.close()
+
+
+async def test_at_once_with_the_same_files_nobody_loses(url, versions):
+    stores = [await Store.connect(url) for _ in range(3)]
+    everyone = [versions, *map(Versions, stores)]
+    await versions.put(change("d0"), expected=0)
+    made = await asyncio.gather(*(v.put(change("d1"), expected=1) for v in everyone))
+    assert len(set(made)) == 1
+    assert len(await versions.history()) == 2
     for store in stores:
         await store.close()
 
