@@ -114,8 +114,8 @@ class Router:
         plan = None
         try:
             for plan in self._plans.get(facts.alias) or self._plans_of(facts.alias):
-                for test in plan.conditions:
-                    if not test(facts):
+                for fits in plan.conditions:
+                    if not fits(facts):
                         break
                 else:
                     return self._decide(plan, facts, snapshot)

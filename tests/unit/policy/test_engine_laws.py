@@ -63,7 +63,7 @@ def fits(route: Route, world: World) -> bool:
 
 
 def allowed(world: World, route: Route, target: Target) -> bool:
-    """The issue's hard constraints: privacy, terms and licence, capability, length, price."""
+    """The issue's hard constraints: privacy, terms, licence, capability, length, price, budget."""
     facts, backend, terms = world.facts, world.catalog.backends[target.backend], route.require
     model, data, rates = backend.models[target.model], backend.data, world.rates.get(target)
     own, listed = backend.kind is Kind.SELF_HOSTED, set(data.subprocessors)
@@ -71,6 +71,8 @@ def allowed(world: World, route: Route, target: Target) -> bool:
     cached = min(facts.cached_tokens, facts.prompt_tokens) if facts.pinned == target else 0
     uncached, whole = facts.prompt_tokens - cached, facts.prompt_tokens + facts.output_tokens
     price = rates and cost(rates, uncached=uncached, cached=cached, output=facts.output_tokens)
+    if facts.priced_only and price is None:
+        return False  # a hard budget cannot hold what has no price
     price = 0 if own and route.own_cost is OwnCost.MARGINAL else price
     return (
         facts.privacy <= backend.clearance

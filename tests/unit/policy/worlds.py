@@ -332,6 +332,7 @@ class Dice:
             incumbent=self.maybe(0.5, *[Target(name, "m") for name in NAMES]),
             bucket=self.random.randint(0, 9999),
             tie_break=self.random.getrandbits(64),
+            priced_only=self.chance(0.1),
         )
 
     def world(self) -> World:
