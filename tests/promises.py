@@ -116,6 +116,11 @@ PROMISES: dict[str, tuple[str, str, str]] = {
         "answers = rows",
         "tests/chaos/test_kill.py",
     ),
+    "plan": (
+        "what a gateway has recorded, a plan decides again exactly as it was",
+        "every request",
+        "tests/chaos/test_plan.py",
+    ),
 }
 
 
