@@ -67,10 +67,11 @@ class Folder:
     path: Path
     secret_present: Callable[[str], bool]
 
-    async def load(self, files: Files) -> Bundle:
-        """In a thread: requests go on meanwhile. Raises ConfigErrors."""
+    async def load(self, files: Files, *, on_disk: bool) -> Bundle:
+        """In a thread: requests go on meanwhile. Raises ConfigErrors, which name the files."""
+        folder = self.path if on_disk else None
         return await asyncio.to_thread(
-            load, files, secret_present=self.secret_present, folder=self.path
+            load, files, secret_present=self.secret_present, folder=folder
         )
 
 
@@ -81,7 +82,7 @@ async def load_version(versions: Versions, version: Version, folder: Folder) -> 
             files = await versions.files(version.digest)
         if digest(files) != version.digest:
             raise Unloadable(f"{version.label}: its texts in the database were tampered with")
-        return await folder.load(files)
+        return await folder.load(files, on_disk=False)
     except (ConfigErrors, NotFound) as error:
         raise Unloadable(f"{version.label} does not load here:\n{error}") from error
     except TimeoutError as error:
@@ -168,7 +169,9 @@ class InForce:
     async def reload(self, *, secrets: bool) -> None:
         """Hand what is in force to the consumer again; with `secrets`, read those anew."""
         async with self._switching:
-            bundle = await self.folder.load(self.bundle.files) if secrets else self.bundle
+            bundle = (
+                await self.folder.load(self.bundle.files, on_disk=False) if secrets else self.bundle
+            )
             await self._consumer.install(bundle)
             self.bundle = bundle
 
@@ -245,7 +248,7 @@ class FileWatch:
         if by_command:
             self._texts = found
         if found != in_force.bundle.files:
-            bundle = await in_force.folder.load(found)
+            bundle = await in_force.folder.load(found, on_disk=True)
             if not by_command and self._on and not await self._known(bundle.digest):
                 self._marks = None
                 return
@@ -281,7 +284,7 @@ class FileWatch:
         files = {p: t for p, t in in_force.bundle.files.items() if p not in changed}
         files |= {p: now[p] for p in changed if p in now}
         if files != in_force.bundle.files:
-            bundle = await in_force.folder.load(dict(sorted(files.items())))
+            bundle = await in_force.folder.load(dict(sorted(files.items())), on_disk=True)
             if not await self._put(bundle, ", ".join(changed)):
                 return
         elif at_once:
