@@ -18,7 +18,7 @@ from gateway.domain.catalog import Catalog, Target
 from gateway.domain.limit import Limit, Unit
 from gateway.domain.money import Rates, usd
 from gateway.policy.expressions import Expression
-from gateway.policy.language import Policy, Window
+from gateway.policy.language import Policy, Slo, Window
 
 Dated = tuple[tuple[dt.date, Rates], ...]
 
@@ -351,6 +351,9 @@ def _text(value: Any) -> str:
         return str(value.value)
     if isinstance(value, Expression):
         return value.text
+    if isinstance(value, Slo):
+        metric = value.metric.value.removesuffix("_ms").replace("_", " ")
+        return f"{metric} p{value.percentile} at most {value.ms_max:g} ms"
     if isinstance(value, Window):
         days = " ".join(_DAYS[day] for day in sorted(value.days))
         times = [f"{m // 60:02d}:{m % 60:02d}" for m in (value.start_minute, value.end_minute)]

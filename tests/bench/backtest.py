@@ -77,7 +77,7 @@ def run(database: str, url: str, candidates: int, home: Path) -> Run:
     environment |= {"WEIGHBRIDGE_HOME": str(home), "WEIGHBRIDGE_DATABASE_URL": url}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, check=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
     wall = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     period = json.loads(done.stdout)["period"]

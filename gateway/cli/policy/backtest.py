@@ -50,6 +50,9 @@ def backtest(
     for file in files:
         if not file.is_file():
             usage(f"no such file: {file}")
+    files = [file for file in files if not file.name.endswith(".tests.yaml")]  # of a shell's *
+    if not files:
+        usage("tests of policies are no policies")
     if chart is not None and not chart.absolute().parent.is_dir():
         usage(f"no such folder: {chart.parent}")
     period = bounds(since, until, dt.datetime.now(dt.UTC))
@@ -120,6 +123,7 @@ def _against(
     against: str, now: Current, settings: Settings, folder: Path | None
 ) -> tuple[Files, str]:
     """The files all others are compared with. Raises ConfigErrors."""
+    from gateway.bundle import routing_files
     from gateway.cli.policy.traffic import proposed
 
     if against == "current":
@@ -127,8 +131,8 @@ def _against(
     there = folder or settings.policies_dir
     file = there / "routing" / f"{against}.yaml"
     if not file.is_file():
-        names = sorted(p.stem for p in there.glob("routing/*.yaml") if "." not in p.stem)
-        usage(f"--against {against}: no such policy in {there}; there are {', '.join(names)}")
+        names = ", ".join(path.stem for path in routing_files(there))
+        usage(f"--against {against}: no such policy in {there}; there are {names}")
     return proposed(file, now, folder), f"{against} of {there}"
 
 
@@ -190,7 +194,7 @@ def _print(outcome: Outcome, label: str, privacy: Sequence[Privacy]) -> None:
     for side, one in zip(outcome.replay.sides, privacy, strict=True):
         for line in one.changes:
             console.print(f"! {side.name}: {line}", markup=False)
-    console.print(figures.UNCOVERED, style="dim")
+    console.print(f"\n{figures.UNCOVERED}", style="dim")
 
 
 # --- the chart ----------------------------------------------------------------------------------

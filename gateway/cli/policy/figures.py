@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gateway.policy.comparison import Comparison, Money, Period, Spread
     from gateway.policy.replay import Tally
 
-DAY_US = 86_400_000_000
+DAY_US_MIN = 0.9 * 86_400_000_000  # the first request of a day comes a little after midnight
 
 
 class Seen(NamedTuple):
@@ -62,7 +62,7 @@ class Privacy(NamedTuple):
 
 def per(period: Period) -> tuple[float, str]:
     """What sums over the sample are multiplied with, and what that makes them."""
-    if period.until_us - period.from_us >= DAY_US:
+    if period.until_us - period.from_us >= DAY_US_MIN:
         return period.month, "a month"
     return period.whole, "in the period"
 
@@ -147,6 +147,14 @@ def remarks(outcome: Outcome, comparisons: Sequence[Comparison]) -> list[str]:
         (outcome.unreadable, "were recorded without facts, by an older version"),
     )
     told += [f"not replayed: {count:,} that {why}" for count, why in left_out if count]
+    absent = {
+        backend.name: None
+        for side in outcome.replay.sides
+        for backend in side.catalog.backends.values()
+        if not backend.configured
+    }
+    if absent:
+        told.append(f"not configured, so nothing goes there: {', '.join(absent)}")
     for comparison, side in zip(comparisons, outcome.replay.sides[1:], strict=True):
         unknown = (
             (comparison.money.unpriced, "have no known price on one side and are in no cost"),

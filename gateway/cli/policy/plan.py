@@ -180,4 +180,4 @@ def _print_replay(console: Console, outcome: Outcome, loosened: int) -> None:
     typer.echo(figures.matrix(comparison))
     console.print()
     typer.echo(figures.side_by_side(outcome, [0, loosened]))
-    console.print(figures.UNCOVERED, style="dim")
+    console.print(f"\n{figures.UNCOVERED}", style="dim")

@@ -113,6 +113,19 @@ LONG = "  - {name: long, match: {prompt_tokens_min: 4000}, prefer: [[own], [host
             ["+ route tools: needs: tools; price at most: $0.05"],
         ),
         (
+            {"routing": swapped(POLICY, ("{by: cheapest}", "{by: cheapest, slo: {ttft_ms: {p95: 800}}, require: {no_training: true}}"))},
+            ["~ route default: require no training: yes, was no", "~ route default: slos: ttft p95 at most 800 ms, was none"],
+        ),
+        (
+            {"routing": swapped(POLICY, ("match: {stream: true}", "match: {window: {days: [mon, fri], from: '22:00', to: '06:00'}, tags: {team: [b, a]}, expression: 'stream'}"))},
+            [
+                "~ route streams: tags: team=a|b, was none",
+                "~ route streams: stream no longer set, was yes",
+                "~ route streams: window: Mon Fri 22:00-06:00 UTC, was not set",
+                "~ route streams: expression: stream, was not set",
+            ],
+        ),
+        (
             {"routing": swapped(POLICY, (STREAMS, ""), (LONG, STREAMS + LONG))},
             ["> route long: now before secret"],
         ),
