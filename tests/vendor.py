@@ -31,6 +31,7 @@ from gateway.demo.scripted_vendor import (
 )
 
 __all__ = [
+    "CANARY",
     "DIALECTS",
     "FAULTS",
     "KATAN",
@@ -49,13 +50,20 @@ __all__ = [
 ]
 
 
+# In restricted requests of every load (`tests.chaos.load`): no vendor in a loop may ever see it.
+CANARY = "canary-5b1f0c9e-that-must-not-leave"
+
+
 @asynccontextmanager
 async def vendor_in_loop(
     scripts: Mapping[str, Script] | None = None, **options: object
 ) -> AsyncIterator[ScriptedVendor]:
-    """A vendor in this event loop; `options` are ScriptedVendor's."""
+    """A vendor in this event loop; `options` are ScriptedVendor's. It must never see CANARY."""
+    options["canaries"] = {CANARY.encode(), *options.get("canaries", ())}
     async with ScriptedVendor(scripts, **options) as vendor:
         yield vendor
+    seen = [hit for hit in vendor.hits if hit.canary == CANARY.encode()]
+    assert not seen, f"restricted data reached a vendor: {seen[:3]}"
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:

@@ -19,8 +19,11 @@ from typing import Any, Self
 
 import httpx
 
+from tests.vendor import CANARY
+
 CHAT = "/v1/chat/completions"
 CALL_S_MAX = 40.0
+STOWAWAY_EVERY = 20
 
 
 def chat(content: str = "hi", *, stream: bool = False, **more: Any) -> dict[str, Any]:
@@ -51,6 +54,7 @@ class Answer:
     done: bool = False  # `data: [DONE]` was last
     whole: bool = False  # the body ended as its framing says
     broken: str = ""  # what happened instead
+    stowaway: bool = False  # restricted, with a canary: nobody here may have it
 
     @property
     def id(self) -> str:
@@ -58,7 +62,10 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """An answer without any complaint."""
+        """An answer without any complaint; for a stowaway, that it was refused as it must be."""
+        if self.stowaway:
+            refused = self.error is not None and self.error["code"] == "no_eligible_backend"
+            return self.whole and refused
         ended = self.done and self.finished if self.stream else True
         return self.status == 200 and self.whole and self.error is None and ended
 
@@ -156,6 +163,8 @@ class Load:
     """So many clients, each asking again when it was answered; `make(number)` says what.
 
     `async with` starts them; leaving it lets the calls under way end. `history` is all of them.
+    Now and then one is a stowaway: a restricted request with a canary that no vendor of
+    `tests.vendor` may ever see, whatever else the test is about.
     """
 
     def __init__(self, url: str, clients: int, make: Make, *, pause_s: float = 0.0) -> None:
@@ -182,8 +191,13 @@ class Load:
         while not self._ending:
             number, self._numbers = self._numbers, self._numbers + 1
             document, headers = self._make(number)
+            stowaway = number % STOWAWAY_EVERY == 0 and isinstance(document, Mapping)
+            if stowaway:
+                document = {**document, "messages": [{"role": "user", "content": CANARY}]}
+                headers = {**headers, "x-weighbridge-privacy": "restricted"}
             self.open += 1
             answer = await call(self._http, document, headers=headers, number=number)
+            answer.stowaway = stowaway and answer.status not in {400, 401, 403, 404}
             self.open -= 1
             self.history.append(answer)
             # Who was refused a connection does not spin.

@@ -201,7 +201,9 @@ async def test_429_of_all_is_429_with_the_smallest_wait_from_either_worker(place
     for answer in answers:
         assert answer.status == 429
         assert answer.error["type"] == "rate_limit_error"
-        assert 1 <= int(answer.headers["retry-after"]) <= COOL_S
+        assert (
+            1 <= int(answer.headers["retry-after"]) <= COOL_S + 1
+        )  # hearsay waits a little longer
 
 
 async def test_when_it_is_well_again_both_workers_come_back(place: Place) -> None:

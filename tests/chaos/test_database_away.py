@@ -56,6 +56,19 @@ async def arrive(running: GatewayProcess, load: Load, timeout_s: float = 20.0):
         await asyncio.sleep(0.1)
 
 
+async def known_to_all(running: GatewayProcess, workers: int) -> None:
+    """Wait until every worker has seen the key: one that has not can verify nobody later."""
+    deadline = time.monotonic() + 30
+    while len({row["worker"] for row in await running.ledger()}) < workers:
+        assert time.monotonic() < deadline, "one worker gets no connection"
+
+        async def once() -> None:
+            async with client(running.url, running.auth) as http:
+                assert (await call(http, chat())).ok
+
+        await asyncio.gather(*(once() for _ in range(10)))
+
+
 async def test_traffic_goes_on_and_every_row_arrives(postgres_url: str) -> None:
     url = urlsplit(postgres_url)
     async with (
@@ -77,6 +90,7 @@ async def test_traffic_goes_on_and_every_row_arrives(postgres_url: str) -> None:
             def make(number: int):
                 return chat(f"call {number}", stream=number % 2 == 0), running.auth
 
+            await known_to_all(running, 2)
             async with Load(running.url, CLIENTS, make) as load:
                 await until(lambda: len(load.history) > 100, 20)
                 before = len(load.history)
