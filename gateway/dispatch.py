@@ -33,6 +33,7 @@ from gateway.domain.decision import record as decision_record
 from gateway.domain.errors import (
     AllAttemptsFailed,
     BudgetSpent,
+    ClearanceViolated,
     GatewayError,
     InternalError,
     NoEligibleBackend,
@@ -496,8 +497,12 @@ class Dispatch:
             raise
         except BaseException as error:
             ours = isinstance(error, Exception)  # a wire broke its promise: ours to answer for
-            # What was sent may be billed there: the prompt counts, flagged as our estimate.
-            self._drop(trip, attempt, Outcome.INTERNAL if ours else Outcome.CANCELLED)
+            self._drop(
+                trip,
+                attempt,
+                Outcome.INTERNAL if ours else Outcome.CANCELLED,
+                sent=not isinstance(error, ClearanceViolated),
+            )
             if isinstance(error, GatewayError) or not ours:
                 raise
             log.exception("wire %s failed", attempt.backend.wire)
@@ -530,12 +535,16 @@ class Dispatch:
         trip.attempts.append(attempt)
         return attempt
 
-    def _drop(self, trip: Trip, attempt: Attempt, outcome: Outcome) -> None:
-        """End an attempt that will not be the answer, without a verdict on its backend."""
+    def _drop(self, trip: Trip, attempt: Attempt, outcome: Outcome, *, sent: bool = True) -> None:
+        """End an attempt that will not be the answer, without a verdict on its backend.
+
+        What was `sent` may be billed there: the prompt counts, flagged as our estimate.
+        """
         if attempt.end(self.now(), outcome):
             self.fleet.ended(attempt.target.backend)
             self.fleet.abandoned(attempt.target.backend)
-            attempt.weigh(trip.rules.rates)
+            if sent:
+                attempt.weigh(trip.rules.rates)
 
     def _failed(self, attempt: Attempt, error: UpstreamError) -> None:
         """The backend failed before content: note it, on the row and against the backend."""

@@ -13,7 +13,7 @@ from gateway.classify import Classifier, Pool
 from gateway.dispatch import Answer, Dispatch, Rules, Trip
 from gateway.domain.caller import Caller
 from gateway.domain.catalog import Alias, Backend, Catalog, Kind, Model, Target
-from gateway.domain.errors import UpstreamBroken, UpstreamError
+from gateway.domain.errors import GatewayError, UpstreamBroken, UpstreamError
 from gateway.domain.limit import Limit
 from gateway.domain.money import Rates
 from gateway.domain.outcome import RequestRecord
@@ -37,7 +37,7 @@ class Script:
     It waits for `gate` before the piece number `gate_at`, and breaks when it is closed meanwhile.
     """
 
-    before: UpstreamError | None = None
+    before: GatewayError | None = None
     pieces: list[Piece] = field(default_factory=list)
     after: UpstreamError | None = None
     streamed: bool = True

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.domain.errors import (
     AllAttemptsFailed,
+    ClearanceViolated,
     Overloaded,
     UpstreamBroken,
     UpstreamRejected,
@@ -209,6 +210,17 @@ async def test_no_copy_goes_where_the_request_may_not() -> None:
         await dispatch.answer(trip, CALLER, request(), privacy="restricted", session=None)
     assert not wire.calls
     assert not kept.closed
+
+
+async def test_what_a_wire_refuses_to_send_costs_nothing() -> None:
+    dispatch, _, kept = build({"a": Script(before=ClearanceViolated("no"))})
+    trip = dispatch.arrive("chat/completions")
+    with pytest.raises(ClearanceViolated) as caught:
+        await dispatch.answer(trip, CALLER, request(), privacy=None, session=None)
+    dispatch.refuse(trip, caught.value, 500)
+    (record,) = kept.closed
+    assert (record.outcome, record.cost_nano_usd) == ("internal_error", None)
+    assert record.attempts[0].usage_source == "none"
 
 
 # --- the route's own bounds -------------------------------------------------------------------------
