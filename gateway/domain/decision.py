@@ -46,8 +46,9 @@ class Facts:
     `cached_tokens` the part of the prompt expected in the pinned target's cache. `at_us` is the
     arrival, microseconds since the Unix epoch (UTC). `spent` names the limits that are used up and
     ask for another route instead of a refusal; `priced_only` is set where a hard budget counts the
-    request, so that an unknown price is no candidate. `reverted`: routes whose canary was taken back.
-    `pinned` is the target the session last used, `incumbent` what this alias last went to.
+    request, so that an unknown price is no candidate. `reverted` are the routes whose canary was
+    taken back. `pinned` is the target the session last used, `incumbent` what this alias last
+    went to.
     `bucket` (0..9999) is stable for a session: it decides who is in a share (canary).
     `tie_break` orders equals, derived from the request id so that load spreads and replays agree.
     """
