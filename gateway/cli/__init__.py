@@ -12,6 +12,7 @@ import typer
 
 from gateway import __version__
 from gateway.cli import bench, db, keys, policy
+from gateway.cli.audit import audit
 from gateway.cli.demo import demo
 from gateway.cli.init import init
 from gateway.cli.routes import routes
@@ -45,6 +46,7 @@ app.command()(init)
 app.command()(demo)
 app.command()(serve)
 app.command()(routes)
+app.command()(audit)
 app.command("bench")(bench.bench)
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
