@@ -19,7 +19,7 @@ LABEL, VALUE = 150, 96  # room left of the bars for names, right of them for fig
 _CHAR = 6.4  # a character's width at 12 px, on average
 
 # Okabe and Ito's colours, told apart by most eyes; beyond them, the same again with other hatches.
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c8c00", "#7a7a7a")
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c8c00", "#a0522d")
 _HATCHES = ("", "M0 8 8 0", "M0 4H8", "M4 0V8", "M0 0 8 8", "M0 8 8 0M0 0 8 8", "M0 4H8M4 0V8")
 
 _STYLE = """

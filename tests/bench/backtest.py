@@ -13,8 +13,6 @@ import argparse
 import asyncio
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+
+import psutil
 
 from gateway.ledger.store import Store
 from gateway.ledger.versions import Change, Origin, Versions
@@ -75,18 +75,26 @@ def run(database: str, url: str, candidates: int, home: Path) -> Run:
     command += ["--requests-max", "5000000", "--chart", str(home / "chart.svg")]
     environment = {name: v for name, v in os.environ.items() if "WEIGHBRIDGE" not in name}
     environment |= {"WEIGHBRIDGE_HOME": str(home), "WEIGHBRIDGE_DATABASE_URL": url}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    printed, memory = home / "printed.json", 0
     started = time.perf_counter()
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    with printed.open("wb") as out:
+        process = psutil.Popen(command, env=environment, stdout=out)
+        # Not from its resource usage: that begins with the memory of the process that forked it.
+        while process.status() != psutil.STATUS_ZOMBIE:
+            memory = max(memory, process.memory_info().rss)
+            time.sleep(0.05)
     wall = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    period = json.loads(done.stdout)["period"]
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if status:
+        raise SystemExit(f"the command failed: {process.returncode}")
+    period = json.loads(printed.read_bytes())["period"]
     return Run(
         database,
         candidates,
         wall,
-        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-        after.ru_maxrss / 1024,  # of the largest child so far
+        used.ru_utime + used.ru_stime,
+        memory / 1e6,
         period["decided_again"]["same"],
         period["sample"],
     )

@@ -80,7 +80,9 @@ def dollars(nano: float, *, sign: bool = False) -> str:
 def share(count: int, whole: int) -> str:
     """`12.4 %`; what is there but rounds to nothing says so."""
     part = count / whole if whole else 0.0
-    return "<0.1 %" if 0 < part < 0.001 else f"{part:.1%}".replace("%", " %")
+    if 0 < part < 0.0001:
+        return "<0.01 %"
+    return f"{part * 100:.{2 if 0 < part < 0.001 else 1}f} %"
 
 
 def change(before: float, after: float, unit: str = "") -> str:
