@@ -324,9 +324,11 @@ class _Switch:
         for wire in await self._wires.provide(catalog):
             self._tasks.start(wire.warm(), "warm a wire")
 
-    async def install(self, bundle: Bundle) -> None:
+    async def install(self, bundle: Bundle, *, anew: bool = False) -> None:
         made = await asyncio.to_thread(rules, bundle, _today(), self._plugins)
         await self._provide(bundle.catalog)
+        if anew or bundle.catalog != self._dispatch.rules.catalog:
+            await self._wires.renew()
         # From here on nothing can fail.
         self._dispatch.rules = made
         trials = {route.name: route.canary for route in bundle.policy.routes if route.canary}
@@ -392,6 +394,10 @@ class _Wires:
 
     async def probe(self, backend: Backend) -> None:
         await self.by_name[backend.wire].probe(backend)
+
+    async def renew(self) -> None:
+        for wire in self.by_name.values():
+            await wire.renew()
 
     async def aclose(self) -> None:
         for wire in self.by_name.values():

@@ -31,6 +31,7 @@ from typing import Protocol
 from gateway.bundle import ROUTING, Bundle, Files, Marks, digest, load, marks, policy_path, texts
 from gateway.domain.errors import NotFound, StoreUnavailable
 from gateway.ledger.versions import Change, Conflict, Origin, Version, Versions
+from gateway.policy.loosened import loosened
 from gateway.policy.source import ConfigErrors
 
 log = logging.getLogger("weighbridge")
@@ -49,8 +50,11 @@ class Unloadable(Exception):
 class Consumer(Protocol):
     """Who is told what is in force."""
 
-    async def install(self, bundle: Bundle) -> None:
-        """Decide by `bundle` from now on; where this raises, nothing may have changed."""
+    async def install(self, bundle: Bundle, *, anew: bool = False) -> None:
+        """Decide by `bundle` from now on; where this raises, nothing may have changed.
+
+        `anew`: secrets may have changed although the texts have not.
+        """
         ...
 
     def in_force(self, version: Version) -> None: ...
@@ -172,7 +176,7 @@ class InForce:
             bundle = (
                 await self.folder.load(self.bundle.files, on_disk=False) if secrets else self.bundle
             )
-            await self._consumer.install(bundle)
+            await self._consumer.install(bundle, anew=secrets)
             self.bundle = bundle
 
     def fail(self, what: str, error: Exception, but: str) -> None:
@@ -191,19 +195,22 @@ class FileWatch:
         self._folder = in_force.folder.path
         self._on = on
         self._asked = asyncio.Event()
+        self._found: Files = in_force.bundle.files  # as last read
         self._texts: Files = in_force.bundle.files  # as last dealt with
         self._marks: Marks | None = None  # of what was last dealt with, good or bad
         self._settling: Marks | None = None  # seen once; dealt with when seen again
+        self._path = policy_path(self._texts)  # of the routing policy that was read
         self._proposed: tuple[str, int] | None = None  # digest, and the version it would follow
 
     @property
     def differs(self) -> bool:
         """Whether the files, as last read, are not what is in force."""
-        ours, theirs = self._texts, self._in_force.bundle.files
+        ours, theirs = self._found, self._in_force.bundle.files
+        looked_for = policy_path(theirs) == self._path
         return any(
             ours.get(path) != theirs.get(path)
             for path in ours.keys() | theirs.keys()
-            if path in theirs or not path.startswith(ROUTING)
+            if looked_for or not path.startswith(ROUTING)
         )
 
     def reread(self) -> None:
@@ -243,7 +250,7 @@ class FileWatch:
         by_command = in_force.version.origin.by_command
         path = policy_path(in_force.bundle.files)
         self._marks = self._settling = await asyncio.to_thread(marks, self._folder, path)
-        found = dict(await asyncio.to_thread(texts, self._folder, path))
+        found = await self._read(path)
         found.setdefault(path, in_force.bundle.files[path])
         if by_command:
             self._texts = found
@@ -272,7 +279,7 @@ class FileWatch:
             if not at_once:
                 return
         before = dict(self._texts)
-        now = dict(await asyncio.to_thread(texts, self._folder, path))
+        now = await self._read(path)
         if await asyncio.to_thread(marks, self._folder, path) != seen:
             return  # it is being written
         # Another routing policy in force, or a file that went, is no change of what it says.
@@ -292,6 +299,11 @@ class FileWatch:
         if in_force.errors.pop(FILES, None):
             log.info("policy: the files load again")
         self._texts, self._marks, self._settling = now, seen, None
+
+    async def _read(self, path: str) -> dict[str, str]:
+        self._found = await asyncio.to_thread(texts, self._folder, path)
+        self._path = path
+        return dict(self._found)
 
     async def _put(self, bundle: Bundle, note: str) -> bool:
         """Whether `bundle` is now a version, by us or by another worker that saw the same."""
@@ -318,8 +330,20 @@ class FileWatch:
                     ) from conflict
                 in_force.hurry()
                 return False  # on top of what is in force by then
+            await self._warn(bundle)
         in_force.hurry()
         return True
+
+    async def _warn(self, bundle: Bundle) -> None:
+        """Whoever may edit the files needs no flag; what got looser is said all the same."""
+        before = self._in_force
+        lines = await asyncio.to_thread(
+            loosened,
+            (before.bundle.policy, before.bundle.catalog),
+            (bundle.policy, bundle.catalog),
+        )
+        for line in lines:
+            log.warning("policy: looser than %s: %s", before.version.label, line)
 
 
 async def wait(event: asyncio.Event, seconds: float | None) -> bool:

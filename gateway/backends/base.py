@@ -34,6 +34,7 @@ from gateway.domain.request import ModelRequest, Usage
 log = logging.getLogger("weighbridge")
 
 
+LEFT_S = 120.0  # after so long without a call, a client that was let go of is closed
 UNSTATED = 1 << 30  # a rank that no backend is cleared for
 
 
@@ -140,6 +141,13 @@ class Wire(Protocol):
 
     async def warm(self) -> None:
         """Load what is slow to load, so that no request waits for it."""
+        ...
+
+    async def renew(self) -> None:
+        """Connect anew from here on: an address, a bound or a secret may have changed.
+
+        Calls under way end where they are.
+        """
         ...
 
     async def aclose(self) -> None:

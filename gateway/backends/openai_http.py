@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Protocol
 
 import orjson
 
-from gateway.backends.base import Call, Piece, place, require_clearance
+from gateway.backends.base import LEFT_S, Call, Piece, place, require_clearance
 from gateway.backends.http_client import (
     ClosedEarly,
     Headers,
@@ -76,11 +76,12 @@ class OpenAIHttpWire:
         self._secret = secret
         self._new_client = client
         self._routes: dict[tuple[object, ...], _Route] = {}
+        self._left: list[tuple[float, HttpClient]] = []  # and when
 
     async def open(self, call: Call) -> _StreamReply | _WholeReply:
         require_clearance(call)
         request, backend = call.request, call.backend
-        route = self._routes.get(place(backend)) or await self._route(backend)
+        route = self._routes.get(place(backend)) or self._route(backend)
         loop_time = asyncio.get_running_loop().time
         deadline = loop_time() + call.connect_s_max + call.first_chunk_s_max
         headers = [(b"x-request-id", call.request_id.encode())]
@@ -110,7 +111,7 @@ class OpenAIHttpWire:
     async def probe(self, backend: Backend) -> None:
         if backend.health_path is None:
             return
-        route = self._routes.get(place(backend)) or await self._route(backend)
+        route = self._routes.get(place(backend)) or self._route(backend)
         try:
             response = await route.client.request(
                 "GET", backend.health_path, [], b"", connect_s_max=1.0, head_s_max=2.0
@@ -127,12 +128,22 @@ class OpenAIHttpWire:
     async def warm(self) -> None:
         """Nothing is slow here."""
 
-    async def aclose(self) -> None:
-        for route in self._routes.values():
-            await route.client.aclose()
+    async def renew(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._left += [(now, route.client) for route in self._routes.values()]
         self._routes.clear()
+        over = [left for left in self._left if now - left[0] > LEFT_S and not left[1].in_use]
+        for left in over:
+            self._left.remove(left)
+            await left[1].aclose()
 
-    async def _route(self, backend: Backend) -> _Route:
+    async def aclose(self) -> None:
+        await self.renew()
+        for _, client in self._left:
+            await client.aclose()
+        self._left.clear()
+
+    def _route(self, backend: Backend) -> _Route:
         try:
             origin, prefix = Origin.parse(backend.base_url)
             headers = [(b"content-type", b"application/json")]
@@ -156,11 +167,7 @@ class OpenAIHttpWire:
             prefix=prefix,
             query=f"?{backend.query}" if backend.query else "",
         )
-        left = [at for at, old in self._routes.items() if at[0] == backend.name]
         self._routes[place(backend)] = route
-        for at in left:  # a reload moved this backend; what still runs there may end
-            if not self._routes[at].client.in_use:
-                await self._routes.pop(at).client.aclose()
         return route
 
 

@@ -260,6 +260,24 @@ async def test_a_changed_header_or_key_is_sent_from_the_next_request_on(vendor: 
         await wire.aclose()
 
 
+async def test_renewed_a_wire_reads_its_secrets_again_and_lets_calls_under_way_end(
+    wire: Wire, vendor: ScriptedVendor
+):
+    """`file:` secrets rotate: told so, the next request carries what is in the file now."""
+    secret = {"env:A": "old"}
+    made = type(wire)(secret.__getitem__, FastHttpClient)
+    where = backend(vendor.url, secret="env:A")
+    running = await made.open(call(where))
+    assert vendor.log[-1].headers["authorization"] == "Bearer old"
+    secret["env:A"] = "new"
+    await made.renew()
+    assert (await drive(made, call(where))).error is None
+    assert vendor.log[-1].headers["authorization"] == "Bearer new"
+    while await running.next() is not None:
+        pass
+    await made.aclose()
+
+
 # ---- what goes up ----------------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ class Seen:
         self.failures: list[str] = []
         self.broken = False
 
-    async def install(self, bundle: Bundle) -> None:
+    async def install(self, bundle: Bundle, *, anew: bool = False) -> None:
         if self.broken:
             raise RuntimeError("no room")
         self.installed.append(bundle.policy.description)
@@ -126,6 +126,17 @@ async def test_a_change_of_a_file_becomes_a_version_that_says_which(rig):
     assert (newest.origin, newest.note) == (Origin.FILE, "routing/plain.yaml")
     assert rig.seen.versions == [1, 2]
     assert not rig.watch.differs
+
+
+async def test_files_that_loosen_privacy_are_said_to(rig, caplog):
+    cleared = vendor_catalog(
+        {"a": "http://127.0.0.1:9/v1", "b": "http://127.0.0.1:9/v1"},
+        b={"cleared_for": "restricted"},
+    )
+    rig.write("catalog.yaml", _yaml(cleared))
+    await rig.number(2)
+    assert "looser than version 1 (plain@" in caplog.text
+    assert "backend b: cleared for restricted data now, it was for public" in caplog.text
 
 
 async def test_a_file_more_and_a_file_less_are_changes(rig):
