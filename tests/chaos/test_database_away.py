@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from gateway.domain.outcome import Outcome
-from tests.chaos.audit import check_rows, missing, outcomes, prices
+from tests.chaos.audit import audited, check_rows, missing, outcomes, prices
 from tests.chaos.load import Load, call, chat, client
 from tests.chaos.proxy import ChaosProxy
 from tests.gateway_process import GatewayProcess, gateway_beside, vendor_catalog
@@ -123,6 +123,7 @@ async def test_traffic_goes_on_and_every_row_arrives(postgres_url: str) -> None:
             back_at = time.monotonic()
             rows = await arrive(running, load)
             caught_up_s = time.monotonic() - back_at
+            await audited(running)
 
     assert (refused.status, refused.error["code"]) == (503, "store_unavailable")
     failed = [a for a in load.history if not a.ok and a is not refused]

@@ -17,7 +17,7 @@ from collections import Counter
 import pytest
 
 from gateway.domain.outcome import Outcome
-from tests.chaos.audit import check_rows, duplicates, missing, outcomes, prices
+from tests.chaos.audit import audited, check_rows, duplicates, missing, outcomes, prices
 from tests.chaos.load import Load, chat
 from tests.gateway_process import GatewayProcess, gateway_beside, vendor_catalog
 from tests.promises import promise
@@ -104,6 +104,7 @@ async def test_no_answer_without_its_row(database: str, request: pytest.FixtureR
             assert duplicates(rows) == 0, seed
             assert len({row["id"] for row in rows}) == len(rows) <= len(load.history), seed
             check_rows(rows)
+            await audited(running)
             found = outcomes(rows)
             assert found[Outcome.INTERRUPTED] <= in_flight, (seed, found, in_flight)
             assert found[Outcome.OK] > 100, found
