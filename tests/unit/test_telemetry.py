@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from gateway.domain.outcome import AttemptRecord, RequestRecord
@@ -104,3 +105,21 @@ def test_what_happens_seldom_is_counted() -> None:
     assert 'weighbridge_limit_alerts_total{limit="team-day",share="0.8"} 1.0' in lines
     assert 'weighbridge_shadow_requests_total{backend="b",outcome="ok"} 1.0' in lines
     assert not any(line.startswith("weighbridge_requests_total{") for line in lines)
+
+
+def test_each_worker_tells_its_policy_version_and_what_did_not_load(tmp_path: Path) -> None:
+    dead, next_one, other = (
+        Telemetry(directory=tmp_path, worker=name) for name in ("0-11", "0-12", "1-13")
+    )
+    for worker, number in ((dead, 6), (next_one, 7)):
+        worker.policy(number, "plain", "abcdef123456")
+        worker.policy_failed("files")
+        worker.save()
+        os.utime(tmp_path / f"{worker._worker}.json", (number, number))
+    other.policy(7, "plain", "abcdef123456")
+    lines = page(other)
+    assert 'weighbridge_policy_load_failures_total{what="files"} 2.0' in lines
+    assert [line for line in lines if line.startswith("weighbridge_policy_version{")] == [
+        f'weighbridge_policy_version{{digest="abcdef123456",policy="plain",worker="{slot}"}} 7.0'
+        for slot in "01"
+    ]
