@@ -4,7 +4,7 @@
 
 Rows are written by the real writer, then the real command runs as a process of its own, over SQLite
 and over Postgres, with one candidate and with four. Prints a section for RESULTS.md. Exit code 1
-where a run takes a minute or more.
+where a run takes a minute or more of CPU: what it takes by the clock depends on who else is there.
 """
 
 from __future__ import annotations
@@ -121,10 +121,10 @@ def section(rows: int, runs: list[Run]) -> str:
         for r in runs
     ]
     again = min(r.same / r.sample for r in runs)
-    what = f"{rows:,} recorded requests of a week, at most {SECONDS_MAX:.0f} s"
+    what = f"{rows:,} recorded requests of a week; gate: {SECONDS_MAX:.0f} s of CPU"
     return "\n".join(
         [
-            "## Policy backtest",
+            "# Policy backtest",
             "",
             f"`python -m tests.bench.backtest`: {what}.",
             "",
@@ -154,7 +154,7 @@ def main() -> int:
                 runs.append(run(name, url, candidates, Path(folder)))
                 print(runs[-1], file=sys.stderr)
     print(section(options.rows, runs))
-    return 1 if any(r.wall_s >= SECONDS_MAX for r in runs) else 0
+    return 1 if any(r.cpu_s >= SECONDS_MAX for r in runs) else 0
 
 
 if __name__ == "__main__":
