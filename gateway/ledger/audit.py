@@ -361,8 +361,7 @@ class _Run:
         after: tuple[int, str, int] = (self._since_us, "", 0)
         while True:
             query = (
-                sa.select(*_ATTEMPT_KEY, requests.c.id)
-                .select_from(attempts.outerjoin(requests, requests.c.id == attempts.c.request_id))
+                sa.select(*_ATTEMPT_KEY)
                 .where(attempts.c.started_at_us >= after[0])
                 .where(attempts.c.started_at_us < self._until_us)
                 .where(sa.tuple_(*_ATTEMPT_KEY) > sa.tuple_(*map(sa.literal, after)))
@@ -371,8 +370,9 @@ class _Run:
             )
             page = await self._store.select(query)
             tally.looked += len(page)
+            absent = await self._absent(list({row["request_id"] for row in page}))
             for row in page:
-                if row["id"] is None:
+                if row["request_id"] in absent:
                     tally.add(Found(row["request_id"], f"attempt {row['number']} has no request"))
             if len(page) < rows:
                 return

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sqlite3
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -134,3 +136,13 @@ def test_without_redis_the_rest_is_audited(home, monkeypatch):
     code, output = run(*ALL)
     assert code == 0
     assert "open holds were not checked: Redis: 127.0.0.1:1" in output
+
+
+def test_the_document_names_every_check_and_its_weight(home):
+    text = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+    listed = re.findall(r"^\| `(\w+)`( \(warning\))? \|", text, re.MULTILINE)
+    checks = json.loads(run(*ALL, "--json")[1])["checks"]
+    assert {name for name, _ in listed} == {check["name"] for check in checks}
+    assert {name for name, warning in listed if warning} == {
+        "bundle_readable", "journal_adopted", "journal_sent"
+    }  # fmt: skip
