@@ -12,6 +12,8 @@ INVARIANTS
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,6 +24,8 @@ from gateway.domain.money import Rates, cost
 from gateway.domain.outcome import AttemptRecord, Outcome, RequestRecord
 from gateway.domain.request import CHARS_PER_TOKEN, ModelRequest, Usage
 from gateway.policy.language import Timeouts
+
+log = logging.getLogger("weighbridge")
 
 
 @dataclass(slots=True)
@@ -63,16 +67,30 @@ class Attempt:
     def target(self) -> Target:
         return self.candidate.target
 
+    def opened(self, reply: Reply) -> None:
+        """The backend answers. Raises CancelledError where this attempt was ended meanwhile."""
+        self.reply = reply
+        if self.ended:
+            self._close()
+            raise asyncio.CancelledError
+
     def end(self, now: float, outcome: Outcome) -> bool:
         """Close upstream and note how it ended; False where it had ended before."""
         if self.ended:
             return False
         self.ended = True
-        if self.reply is not None:
-            self.reply.close()
+        self._close()
         self.record.outcome = outcome.value
         self.record.duration_us = us(now - self.started)
         return True
+
+    def _close(self) -> None:
+        """A wire that fails at it must not keep the rest from being settled."""
+        try:
+            if self.reply is not None:
+                self.reply.close()
+        except Exception:
+            log.exception("wire %s failed to close", self.backend.wire)
 
     def weigh(self, rates: Mapping[Target, Rates]) -> Usage:
         """Put usage and its cost on the record."""
@@ -113,7 +131,7 @@ def call(
 ) -> Call:
     """What the wire needs to know. The tighter of the backend's and the route's bounds counts.
 
-    A long prompt stretches the wait for the first chunk.
+    A long prompt stretches the wait for the first chunk. No wait is longer than the whole may take.
     """
     backend, request = attempt.backend, attempt.request
     limits = backend.limits
@@ -122,15 +140,16 @@ def call(
     if timeouts.first_token_ms is not None:
         stretch = timeouts.first_token_ms_per_1k_prompt_tokens or 0
         first_ms = min(first_ms, timeouts.first_token_ms + stretch * thousands)
+    total_s = total_s_max(backend, timeouts)
     return Call(
         request_id=request_id,
         request=request,
         backend=backend,
         model=backend.models[attempt.target.model],
         privacy=privacy,
-        connect_s_max=_tighter(limits.connect_ms_max, timeouts.connect_ms),
-        first_chunk_s_max=first_ms / 1000,
-        idle_s_max=_tighter(limits.idle_ms_max, timeouts.idle_ms),
+        connect_s_max=min(total_s, _tighter(limits.connect_ms_max, timeouts.connect_ms)),
+        first_chunk_s_max=min(total_s, first_ms / 1000),
+        idle_s_max=min(total_s, _tighter(limits.idle_ms_max, timeouts.idle_ms)),
         session=session,
     )
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -236,7 +236,7 @@ class Dispatch:
     in_flight: int = 0
     _tasks: TaskOwner = field(default_factory=lambda: TaskOwner("dispatch"))
     _shadows: int = 0
-    _budgets: dict[str, _Budgets] = field(default_factory=dict)
+    _budgets: dict[tuple[str, str], _Budgets] = field(default_factory=dict)
     _budgets_for: str = ""
     _incumbents: dict[str, Target] = field(default_factory=dict)
 
@@ -282,6 +282,7 @@ class Dispatch:
         """
         rules, record = trip.rules, trip.record
         trip.caller, trip.request = caller, request
+        record.key_id, record.tags = caller.key_id, dict(caller.tags)
         alias = rules.catalog.aliases.get(request.alias)
         if alias is None:
             raise UnknownAlias(f"The model {request.alias!r} does not exist.", param="model")
@@ -329,7 +330,7 @@ class Dispatch:
                 trip.pinned = await self.sessions.recall(session, affinity.idle_s)
             if waiting is not None:
                 trip.admission = await waiting
-        except asyncio.CancelledError:
+        except BaseException:
             if waiting is not None:
                 self.gate.abandon(trip.record.id)
             raise
@@ -387,24 +388,24 @@ class Dispatch:
         budgets.hedges.arrived()
         hedge = route.behaviour.hedge
         failures: list[UpstreamError] = []
+        failed: Sequence[BaseException]
         waiting = deque(decision.order)
-        while waiting:
+        while (candidate := self._next(waiting, known=not failures)) is not None:
             if failures and not budgets.retries.spend(self.now()):
                 # No retry of ours any more, so none of the SDK's either: it would go on for us.
                 raise AllAttemptsFailed(failures[-1].message, failures=tuple(failures))
-            candidate = waiting.popleft()
-            if failures and not self.fleet.may_send(candidate.target.backend, self.now()):
-                continue  # it broke, or is being probed, since the decision
             try:
                 if hedge is None or failures or not waiting:
                     return await self._attempt(trip, candidate, candidate.why)
                 return await self._race(trip, candidate, waiting, hedge, budgets.hedges)
             except _RaceLost as lost:
-                failures += lost.failures
+                failed = lost.failures
             except UpstreamError as error:
-                failures.append(error)
-            if not failures[-1].retryable:
-                raise failures[-1]
+                failed = [error]
+            for failure in failed:
+                if not (isinstance(failure, UpstreamError) and failure.retryable):
+                    raise failure
+                failures.append(failure)
         if len(failures) == 1:
             raise failures[0]
         raise AllAttemptsFailed(
@@ -413,14 +414,23 @@ class Dispatch:
             failures=tuple(failures),
         )
 
+    def _next(self, waiting: deque[Candidate], *, known: bool = False) -> Candidate | None:
+        """The next to be asked, but for those that broke, or are probed, since the decision."""
+        while waiting:
+            candidate = waiting.popleft()
+            if known or self.fleet.may_send(candidate.target.backend, self.now()):
+                return candidate
+        return None
+
     def _budgets_of(self, rules: Rules, route: Route) -> _Budgets:
         """Per route, for as long as the same policy is in force."""
-        if rules.digest != self._budgets_for:
-            self._budgets_for = rules.digest
+        if self.rules.digest != self._budgets_for:
+            self._budgets_for = self.rules.digest
             self._budgets.clear()
-        budgets = self._budgets.get(route.name)
+        name = (rules.digest, route.name)  # a request may be under way by older ones
+        budgets = self._budgets.get(name)
         if budgets is None:
-            budgets = self._budgets[route.name] = _Budgets.of(route)
+            budgets = self._budgets[name] = _Budgets.of(route)
         return budgets
 
     async def _race(
@@ -433,29 +443,28 @@ class Dispatch:
     ) -> Answer:
         """Ask a second backend too when the first stays silent; the first content wins.
 
+        A failure of one, of whatever kind, leaves the other its chance: hedging harms nobody.
         Raises _RaceLost when all that were asked failed. Whoever loses is ended at once and its
         cost is booked.
         """
         loop = asyncio.get_running_loop()
         racing = {loop.create_task(self._attempt(trip, candidate, candidate.why), name="attempt")}
-        failures: list[UpstreamError] = []
+        failures: list[BaseException] = []
         winner: Answer | None = None
         try:
             silent = not (await asyncio.wait(racing, timeout=hedge.after_ms / 1000))[0]
-            if silent and budget.spend(self.now()):
-                second = waiting.popleft()
+            second = self._next(waiting) if silent else None
+            if second is not None and budget.spend(self.now()):
                 racing.add(loop.create_task(self._attempt(trip, second, "hedge"), name="hedge"))
+            elif second is not None:
+                waiting.appendleft(second)
             while racing and winner is None:
                 done, racing = await asyncio.wait(racing, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    try:
-                        answer = task.result()
-                    except UpstreamError as error:
+                    if (error := task.exception()) is not None:
                         failures.append(error)
-                        if not error.retryable:
-                            raise
                     else:
-                        winner = winner or answer
+                        winner = winner or task.result()
             if winner is None:
                 raise _RaceLost(failures)
             return winner
@@ -485,7 +494,8 @@ class Dispatch:
         self.fleet.sending(attempt.target.backend, attempt.started, what.first_chunk_s_max)
         held: list[bytes] = []
         try:
-            attempt.reply = reply = await self.wires[attempt.backend.wire].open(what)
+            reply = await self.wires[attempt.backend.wire].open(what)
+            attempt.opened(reply)
             while (piece := await reply.next()) is not None:
                 attempt.progress.note(piece, self.now())
                 held.append(piece.data)
@@ -525,11 +535,15 @@ class Dispatch:
             why=why,
         )
         record.attempts.append(row)
+        try:
+            self.book.open(record)
+        except BaseException:
+            record.attempts.pop()  # it will not be made
+            raise
         record.attempt_count = row.number
         record.backend, record.model = target.backend, target.model
         if row.number == 1:
             record.overhead_us = us(started - (trip.received or trip.started))
-        self.book.open(record)
         attempt = Attempt(candidate, backend, request, row, started)
         attempt.total_until = started + total_s_max(backend, route.behaviour.timeouts)
         trip.attempts.append(attempt)
@@ -560,7 +574,9 @@ class Dispatch:
         else:
             busy = isinstance(error, UpstreamBusy)
             self.fleet.failed(name, now, busy=busy, retry_after_s=error.retry_after_s)
-        if error.detail:
+        if rejected:  # it may quote the request, and content is not for the log
+            log.warning("%s rejected a request (%s)", name, error.upstream_code)
+        elif error.detail:
             log.warning("%s: %s (%s)", name, error.message, error.detail)
 
     # --- copies for comparison ------------------------------------------------------------------
@@ -606,10 +622,14 @@ class Dispatch:
                 await answer.next()
         except GatewayError as error:
             self.refuse(trip, error, 0)
-        except asyncio.CancelledError:
+        except BaseException as error:
+            cancelled = isinstance(error, asyncio.CancelledError)
             for attempt in trip.attempts:
-                self._drop(trip, attempt, Outcome.CANCELLED)
-            self.leave(trip)
+                self._drop(trip, attempt, Outcome.CANCELLED if cancelled else Outcome.INTERNAL)
+            if cancelled:
+                self.leave(trip)
+            else:
+                self.refuse(trip, InternalError("The gateway failed inside."), 0)
             raise
 
     # --- endings --------------------------------------------------------------------------------
@@ -698,7 +718,7 @@ class Dispatch:
         record.error_code = error.code if error is not None else None
         record.duration_us = us(self.now() - trip.started)
         add_up(record, answered)
-        if trip.caller is not None:
+        if trip.caller is not None and record.key_id is None:
             record.key_id = trip.caller.key_id
             record.tags = dict(trip.caller.tags)
         self.book.close(record)
@@ -719,14 +739,14 @@ class Dispatch:
         if not trip.attempts:
             self.gate.release(admission)
             return
-        weighed = record.usage_source != "none"
+        # What failed before it said anything nobody bills; what has no price keeps its hold.
+        nano_usd = record.cost_nano_usd if record.priced else None
         tokens = (record.uncached_tokens or 0) + (record.cached_tokens or 0)
         self.gate.settle(
             admission,
             Used(
                 tokens=tokens + (record.output_tokens or 0),
-                # Nobody bills an attempt that failed before it said anything.
-                nano_usd=record.cost_nano_usd if record.priced or weighed else 0,
+                nano_usd=nano_usd if record.usage_source != "none" else 0,
             ),
         )
 
@@ -756,7 +776,7 @@ _FAILURES = {Outcome.FAILED.value, Outcome.FAILED_MIDSTREAM.value, Outcome.INTER
 class _RaceLost(Exception):
     """All that were asked in a race failed."""
 
-    def __init__(self, failures: list[UpstreamError]) -> None:
+    def __init__(self, failures: Sequence[BaseException]) -> None:
         super().__init__()
         self.failures = failures
 

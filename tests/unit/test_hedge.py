@@ -112,18 +112,44 @@ async def test_when_all_fail_each_failure_is_carried() -> None:
     assert len(caught.value.failures) == 3
 
 
-async def test_a_rejection_ends_the_race() -> None:
-    dispatch, _, kept = build(
-        {"a": silent(), "b": Script(before=UpstreamRejected("bad", status=400)), "c": FINE},
+async def test_a_hedge_that_is_rejected_leaves_the_first_its_chance() -> None:
+    first = silent()
+    dispatch, wire, kept = build(
+        {"a": first, "b": Script(before=UpstreamRejected("bad", status=400)), "c": FINE},
+        behaviour=HEDGED,
+    )
+    running = asyncio.ensure_future(begin(dispatch))
+    while len(wire.calls) < 2:
+        await asyncio.sleep(0.001)
+    assert first.gate is not None
+    first.gate.set()
+    _, answer = await running
+    answer.abandon()
+    assert [(a.backend, a.outcome) for a in kept.closed[0].attempts] == [
+        ("a", "client_cancelled"),
+        ("b", "rejected"),
+    ]
+
+
+async def test_where_one_rejects_and_the_other_fails_nobody_else_is_asked() -> None:
+    first = silent()
+    dispatch, wire, kept = build(
+        {"a": first, "b": Script(before=UpstreamRejected("bad", status=400)), "c": FINE},
         behaviour=HEDGED,
     )
     trip = dispatch.arrive("chat/completions")
+    running = asyncio.ensure_future(
+        dispatch.answer(trip, CALLER, request(), privacy=None, session=None)
+    )
+    while len(wire.calls) < 2:
+        await asyncio.sleep(0.001)
+    assert first.gate is not None
+    wire.replies[0].closed = True  # it breaks
+    first.gate.set()
     with pytest.raises(UpstreamRejected) as caught:
-        await dispatch.answer(trip, CALLER, request(), privacy=None, session=None)
+        await running
     dispatch.refuse(trip, caught.value, 400)
-    (record,) = kept.closed
-    assert [a.outcome for a in record.attempts] == ["client_cancelled", "rejected"]
-    assert record.cost_nano_usd == 12_000  # what was sent to the one that had not answered
+    assert [a.outcome for a in kept.closed[0].attempts] == ["failed", "rejected"]
 
 
 async def test_a_client_that_leaves_in_a_race_ends_both() -> None:
