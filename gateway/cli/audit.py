@@ -199,11 +199,15 @@ def _figures(report: Report) -> str:
 
 def _verdict(report: Report) -> str:
     violations, warnings = report.count("violation"), report.count("warning")
-    also = f", {warnings:,} warnings" if warnings else ""
+    also = f", {_many(warnings, 'warning')}" if warnings else ""
     if violations:
         broken = sum(c.state == "violation" for c in report.checks.values())
-        return f"{violations:,} violations of {broken} laws{also}"
+        return f"{_many(violations, 'violation')} of {_many(broken, 'law')}{also}"
     return f"clean: no violation in {report.figures['requests']:,} requests{also}"
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def _iso(us: int) -> str:

@@ -68,7 +68,7 @@ def test_a_violation_names_its_requests_and_what_to_do(home):
     assert code == 1
     assert "\ncost_sum: 1 found\n  hedged-00002: cost 7, the attempts cost " in output
     assert "  What to do: Somebody changed the row: restore it" in output
-    assert output.splitlines()[-1] == "1 violations of 1 laws"
+    assert output.splitlines()[-1] == "1 violation of 1 law"
 
 
 def test_json_has_every_check_and_figure(home):
@@ -97,7 +97,7 @@ def test_a_warning_counts_where_it_is_asked_to(home):
     code, output = run(*ALL)
     assert code == 0
     assert "journal_adopted: 1 found\n  dead-1.jsonl: no rows are missing" in output
-    assert output.splitlines()[-1] == "clean: no violation in 34 requests, 1 warnings"
+    assert output.splitlines()[-1] == "clean: no violation in 34 requests, 1 warning"
     assert run(*ALL, "--strict")[0] == 1
 
 
