@@ -124,6 +124,8 @@ class Journal:
                 "stream": record.stream,
                 "policy": record.policy,
                 "policy_digest": record.policy_digest,
+                "route": record.route,
+                "shadow_of": record.shadow_of,
                 "worker": record.worker,
                 "attempts": [
                     *ended,
@@ -132,6 +134,7 @@ class Journal:
                         "backend": starting.backend,
                         "model": starting.model,
                         "started_at_us": starting.started_at_us,
+                        "why": starting.why,
                     },
                 ],
             }

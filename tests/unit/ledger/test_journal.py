@@ -134,6 +134,16 @@ def test_one_name_twice_is_two_owners(tmp_path):
     assert three.owner not in {one.owner, two.owner}
 
 
+def test_a_copy_that_was_cut_off_is_still_a_copy(tmp_path):
+    journal = Journal(tmp_path, "0")
+    record = opened("req_1")
+    record.shadow_of, record.route, record.attempts[-1].why = "req_0", "eu", "shadow"
+    journal.open(record)
+    abandon(journal)
+    (row,) = recovered(tmp_path)
+    assert (row["shadow_of"], row["route"], row["attempts"][0]["why"]) == ("req_0", "eu", "shadow")
+
+
 def test_segments_without_a_lock_are_adopted(tmp_path):
     journal = Journal(tmp_path, "0")
     journal.close(request("req_1"))
