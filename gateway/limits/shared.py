@@ -24,7 +24,8 @@ INVARIANTS
 - A store that lost its memory goes on with a day's or month's counter from what the first worker to
   ask last saw, open holds included; what others had added since is lost with it, and so are
   windows (an hour at most) and permits.
-- Figures stay below 2^53: the script counts in doubles.
+- Figures stay below 2^53: the script counts in doubles. What a vendor that lies says it used is cut
+  to that, for the script would stop in the middle of a settlement.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ PREFIX = "wb:{limits}:"
 LEASES = (PREFIX + "leases").encode()
 TIME = "redis.call('TIME')"
 UNSENT_MAX = 10_000
+FIGURE_MAX = 2**53 - 1
 CATCHING_UP_MAX = 64  # settlements under way at once while catching up: requests come between
 COUNTERS_MAX = 10_000
 _OK, _REFUSED, _CLOCK = range(3)
@@ -262,7 +264,7 @@ class RedisGate:
         for (_, mode, span, slice_), (limit, _, held) in zip(
             receipt.places, admission.asks, strict=True
         ):
-            amount = used.of(limit.unit, held)
+            amount = min(used.of(limit.unit, held), FIGURE_MAX)
             args += (mode, span, slice_, amount)
             if amount > held:
                 self.overrun[limit.name] = self.overrun.get(limit.name, 0) + amount - held

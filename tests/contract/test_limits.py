@@ -195,6 +195,19 @@ async def test_what_exceeds_its_hold_is_counted_and_the_next_is_refused(place: P
     assert place.gate.overrun == {"budget": 1800}
 
 
+async def test_a_figure_beyond_all_reason_counts_once_and_changes_nothing_else(
+    place: Place,
+) -> None:
+    """A vendor that lies: more than the script can count in is a very large number, no error."""
+    rate = limit("rate", Unit.REQUESTS, 5, Period.DAY)
+    admission = await place.begin((TOKENS, 40), (BUDGET, 100), (rate, 1))
+    place.gate.settle(admission, Used(tokens=7, nano_usd=10**20))
+    for _ in range(3):  # each answer of the store sends again what it did not take
+        assert await place.left(TOKENS) == 93
+        assert await place.left(rate) == 4
+    assert await place.left(BUDGET) < -(10**15)
+
+
 async def test_where_the_price_is_not_known_the_hold_stays(place: Place) -> None:
     admission = await place.begin((BUDGET, 400), (TOKENS, 40))
     place.gate.settle(admission, used(None, tokens=7))
