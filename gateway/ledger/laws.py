@@ -265,7 +265,6 @@ class Ending(NamedTuple):
 
 _CLIENT = frozenset(range(400, 500))
 _FAILED = frozenset({429, *range(500, 600)})
-_CUT_OFF = {Outcome.INTERRUPTED.value, Outcome.INTERNAL.value}
 _ANY = frozenset({0, *range(100, 600)})
 
 ENDINGS: Final[Mapping[str, Ending]] = {
@@ -302,8 +301,7 @@ def _ended(case: Case) -> str | None:
             return f"{what}: {row['outcome']} with status {status}"
         if ending.error is not None and (code is not None) != ending.error:
             return f"{what}: {row['outcome']} with error_code {code}"
-        # A request can end before its attempt only where the journal could not be written.
-        if row["outcome"] == Outcome.INTERRUPTED.value and case.row["outcome"] not in _CUT_OFF:
+        if row["outcome"] == Outcome.INTERRUPTED.value and not case.interrupted:
             return f"{what}: interrupted, in a request that ended"
     tried = ENDINGS[case.row["outcome"]].attempts
     if tried is not None and tried != bool(case.attempts):
@@ -409,7 +407,8 @@ def _with_book(case: Case) -> bool:
 
 
 def _routed(case: Case) -> bool:
-    return _has_owner(case) or case.row["decision"] is not None
+    """A row that was closed after a crash has lost its decision."""
+    return (_has_owner(case) and not case.interrupted) or case.row["decision"] is not None
 
 
 def _is_copy(case: Case) -> bool:
@@ -417,8 +416,7 @@ def _is_copy(case: Case) -> bool:
 
 
 def _has_owner(case: Case) -> bool:
-    """A row that was closed after a crash does not say whose it was."""
-    return bool(case.attempts) and not case.interrupted and case.row["shadow_of"] is None
+    return bool(case.attempts) and case.row["shadow_of"] is None
 
 
 _CHANGED = "Somebody changed the row: restore it from a backup, then look at who may write there."

@@ -266,6 +266,11 @@ CORRUPTIONS: dict[str, tuple[str, set[str]]] = {
     "half a decision": (request("""decision = '{"route": "default"}'"""), {"decision"}),
     "another route": (request("route = 'x'"), {"decision"}),
     "nobody's request": (request("key_id = NULL", "left-00010"), {"key"}),
+    "nobody's, cut off by a crash": (request("key_id = NULL", "crashed-00012"), {"key"}),
+    "an attempt that never ended": (
+        attempt("outcome = 'interrupted'", "internal-00013"),
+        {"outcome"},
+    ),
     "a copy with a key": (request("key_id = 'k'", "copy-00000"), {"copies"}),
     "a copy of nothing": (request("shadow_of = 'x'", "copy-00000"), {"copies"}),
     "a copy of a copy": (request("shadow_of = 'copy-00014'", "copy-00000"), {"copies"}),
