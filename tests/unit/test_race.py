@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from gateway.backends.base import Call
 from gateway.dispatch import Dispatch
 from gateway.domain.errors import (
+    AllAttemptsFailed,
     StoreUnavailable,
     UpstreamBroken,
     UpstreamRejected,
@@ -331,3 +333,34 @@ async def test_the_total_bounds_the_wait_for_the_first_token_too() -> None:
     await finish(answer)
     call = wire.calls[0]
     assert (call.connect_s_max, call.first_chunk_s_max, call.idle_s_max) == (1.5, 1.5, 1.5)
+
+
+async def test_what_a_rejection_quotes_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    quoting = UpstreamRejected(
+        "Invalid value: 'canary-4711'",
+        status=400,
+        detail="a: HTTP 400: Invalid value: 'canary-4711'",
+        upstream_code="invalid_value",
+    )
+    dispatch, _, kept = build({"a": Script(before=quoting)})
+    trip = dispatch.arrive("chat/completions")
+    with pytest.raises(UpstreamRejected) as caught:
+        await dispatch.answer(trip, CALLER, request(), privacy=None, session=None)
+    dispatch.refuse(trip, caught.value, 400)
+    assert "canary-4711" not in caplog.text
+    assert "canary-4711" not in repr(kept.closed)
+    assert "a rejected a request (invalid_value)" in caplog.text
+
+
+async def test_the_budgets_of_the_policy_in_force_outlast_requests_of_the_one_before() -> None:
+    broken = Script(before=UpstreamBroken("no", status=500))
+    one = Behaviour(retries=RetryBudget(share=0.01, per_s=0.0))
+    dispatch, _, _ = build({"a": broken, "b": FINE}, behaviour=one)
+    late = dispatch.arrive("chat/completions")
+    dispatch.rules = replace(dispatch.rules, digest="e" * 64)
+    await finish((await begin(dispatch))[1])  # takes the one retry there is
+    await finish(
+        await dispatch.answer(late, CALLER, request(), privacy=None, session=None)
+    )  # one of its own
+    with pytest.raises(AllAttemptsFailed):
+        await begin(dispatch)
