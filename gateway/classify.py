@@ -20,7 +20,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Final, TypeAlias
@@ -94,6 +94,8 @@ class Pool:
                 continue
             try:
                 future.set_result(work())
+            except (CancelledError, StopIteration) as error:  # asyncio takes these for its own
+                future.set_exception(RuntimeError(type(error).__name__))
             except Exception as error:  # noqa: BLE001 - plugins raise anything
                 future.set_exception(error)
             except BaseException:  # noqa: BLE001 - SystemExit: the loop must not, the thread goes on

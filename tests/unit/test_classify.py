@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,8 @@ FAILURES: dict[str, Callable[[Sequence[str]], object]] = {
     "an exception": raises(ValueError(CARD)),
     "an exit": raises(SystemExit(1)),
     "an exception of our own kind": raises(TimeoutError(CARD)),
+    "a cancellation of its own": raises(CancelledError()),
+    "an end of something": raises(StopIteration()),
     "None": lambda _: None,
     "a number": lambda _: 0,
     "text": lambda _: "False",
