@@ -228,6 +228,7 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
             gate=state.gate,
             canaries=canaries,
         )
+        stack.push_async_callback(dispatch.drain)
         flusher.start()
         switch = _Switch(dispatch, wires, tasks, plugins)
         await switch.start(bundle)

@@ -632,6 +632,10 @@ class Dispatch:
                 self.refuse(trip, InternalError("The gateway failed inside."), 0)
             raise
 
+    async def drain(self) -> None:
+        """End the copies that are under way: nobody waits for them."""
+        await self._tasks.drain(0.0)
+
     # --- endings --------------------------------------------------------------------------------
 
     def settle_answer(
