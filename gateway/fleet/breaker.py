@@ -11,7 +11,7 @@ Each worker judges by what it saw itself: one node whose own network is broken m
 backend from all others. That another worker's circuit opened by a run is only suspicion: then our
 next failure, unless a success comes first, opens ours, for one call instead of five.
 
-What opened only for its share is `shaky`: it still serves most of what it is sent. Where no other
+What opened only for its share is `shaky` while it serves a fifth of what it is sent. Where no other
 backend may take a request that is better than a refusal, so such a one is never ejected as the
 last (`Fleet.last_resort`). What failed five times in a row is: it would only make everyone wait.
 
@@ -26,6 +26,7 @@ from math import inf
 RUN_MAX = 5
 SUCCESS_SHARE_MIN = 0.8
 SAMPLES_MIN = 20
+SERVES_SHARE_MIN = 0.2
 BUCKETS = 10
 BUCKET_S = 3.0
 OPEN_S_MIN = 1.0
@@ -75,7 +76,7 @@ class Breaker:
 
     @property
     def shaky(self) -> bool:
-        """Whether it is open only for its share of failures."""
+        """Whether it is open only for its share of failures, and still serves some."""
         return self._shaky
 
     def retry_after_s(self, now: float) -> float | None:
@@ -117,7 +118,7 @@ class Breaker:
         own = False
         self._run += not busy
         if self._open_until is not None:
-            self._shaky = self._shaky and self._run < RUN_MAX
+            self._shaky = self._shaky and self._run < RUN_MAX and self._serves(now)
             if self._probing_until:
                 # Its own word goes before our guess, unless it is no time at all.
                 if wait_s is None or wait_s < OPEN_S_MIN:
@@ -127,9 +128,10 @@ class Breaker:
         else:
             own = self._run >= RUN_MAX
             down = own or (self._suspect and not busy)
-            if down or self._share_is_bad(now):
+            share, samples = self._good_share(now)
+            if down or (samples >= SAMPLES_MIN and share < SUCCESS_SHARE_MIN):
                 self._open(now)
-                self._shaky = not down
+                self._shaky = not down and self._serves(now)
         if wait_s is not None:
             self.hold(now + wait_s)
         return own
@@ -174,8 +176,13 @@ class Breaker:
         else:
             bucket.bad += 1
 
-    def _share_is_bad(self, now: float) -> bool:
+    def _serves(self, now: float) -> bool:
+        """Whether enough of what is sent comes back: else trying it helps nobody."""
+        return self._good_share(now)[0] >= SERVES_SHARE_MIN
+
+    def _good_share(self, now: float) -> tuple[float, int]:
+        """The share of successes over the window, and of how many."""
         oldest = int(now / BUCKET_S) - BUCKETS
         live = [b for b in self._buckets if b.epoch > oldest]
         good, bad = sum(b.good for b in live), sum(b.bad for b in live)
-        return good + bad >= SAMPLES_MIN and good < SUCCESS_SHARE_MIN * (good + bad)
+        return (good / (good + bad) if good + bad else 1.0), good + bad

@@ -175,3 +175,12 @@ def test_it_never_locks_out_for_ever(events: list[str]) -> None:
             case "began":
                 breaker.answered()
     assert breaker.state(now + OPEN_S_MAX + 10.0) != "open"
+
+
+def test_busy_without_end_is_no_last_resort() -> None:
+    """A vendor that says 503 to all is busy, not broken, by each answer; but it serves nobody."""
+    breaker = Breaker()
+    for number in range(SAMPLES_MIN + 10):
+        breaker.failure(1.0 + number / 100, busy=True)
+    assert breaker.state(2.0) == "open"
+    assert not breaker.shaky
