@@ -205,6 +205,7 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
         if redis is not None:
             stack.push_async_callback(redis.aclose)
         state = _state(settings, clock, redis)
+        flusher.on_cut_off = state.gate.abandon  # what it held is free before its lease ends
         wires = _Wires(settings)
         stack.push_async_callback(wires.aclose)
         tasks = TaskOwner("worker")

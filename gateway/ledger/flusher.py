@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -39,8 +39,15 @@ class Ledger(Protocol):
     async def append(self, lines: list[bytes]) -> None: ...
 
 
+def _nobody(request_id: str) -> None:
+    """Until somebody wants to know."""
+
+
 class Flusher:
-    """Sends what one journal holds, and what dead workers left beside it."""
+    """Sends what one journal holds, and what dead workers left beside it.
+
+    `on_cut_off` hears the id of each request that a dead worker had under way.
+    """
 
     def __init__(
         self,
@@ -66,6 +73,7 @@ class Flusher:
         self.interrupted_rows = 0
         self.oldest_unsent_s = 0.0
         self.failing: str | None = None
+        self.on_cut_off: Callable[[str], None] = _nobody
 
     @property
     def unsent_rows(self) -> int:
@@ -192,13 +200,15 @@ class Flusher:
                 self._left = None
             del self._orphans[0]
             self._journal.bury(orphan)
-            self.interrupted_rows += orphan.interrupted
+            self.interrupted_rows += len(orphan.cut_off)
+            for request_id in orphan.cut_off:
+                self.on_cut_off(request_id)
             if orphan.size:
                 log.warning(
                     "journal of dead worker %s: %d rows, %d interrupted requests, %d bad lines",
                     orphan.owner,
                     orphan.finals,
-                    orphan.interrupted,
+                    len(orphan.cut_off),
                     orphan.damaged,
                 )
 

@@ -309,7 +309,8 @@ class Orphan:
         own = [(number, path) for path, whose, number in _segments(directory) if whose == owner]
         self._paths = [path for _, path in sorted(own)]
         self.size = sum(path.stat().st_size for path in self._paths)
-        self.finals = self.interrupted = self.damaged = 0
+        self.finals = self.damaged = 0
+        self.cut_off: list[str] = []  # ids of requests that were running
 
     def batches(self, rows_max: int) -> Iterator[list[bytes]]:
         """Rows for the ledger: the final lines in order, then one for each request cut off."""
@@ -333,7 +334,7 @@ class Orphan:
             if row is None:
                 self.damaged += 1
                 continue
-            self.interrupted += 1
+            self.cut_off.append(found["id"])
             rows.append(row)
         for start in range(0, len(rows), rows_max):
             yield rows[start : start + rows_max]

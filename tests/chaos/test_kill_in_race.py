@@ -8,6 +8,7 @@ import contextlib
 import httpx
 import pytest
 
+from tests.chaos.audit import prices
 from tests.chaos.load import call, chat, client
 from tests.gateway_process import gateway_beside, vendor_catalog
 from tests.vendor import Script, until, vendor_in_loop
@@ -32,7 +33,11 @@ default: {by: order}
 
 
 def catalog_of(url: str) -> dict:
-    aliases = {"hedged": ["a/quiet", "b/quiet"], "copied": ["a/m", "b/quiet"]}
+    aliases = {
+        "hedged": ["a/quiet", "b/quiet"],
+        "copied": ["a/m", "b/quiet"],
+        "plain": ["a/m"],
+    }
     catalog = vendor_catalog({"a": f"{url}/v1", "b": f"{url}/v1"}, aliases=aliases)
     for backend in catalog["backends"].values():
         backend["models"] |= dict.fromkeys(("m", "quiet"), backend["models"]["m"])
@@ -64,6 +69,42 @@ async def test_what_a_kill_cut_off_is_still_known() -> None:
         ("a", "preferred", "interrupted"),
         ("b", "hedge", "interrupted"),
     ]
+
+
+async def test_what_a_killed_worker_held_is_free_once_its_journal_is_read(redis_url: str) -> None:
+    limits = {
+        "version": 1,
+        "limits": [
+            {"name": "alone", "per": "key", "concurrent": 1},
+            {"name": "purse", "per": "key", "usd": "0.01", "every": "day"},
+        ],
+    }
+    book = [row for model in ("m", "quiet") for row in prices("a", "b", model=model)["prices"]]
+    scripts = {"m": Script(tokens=4), "quiet": Script(ttft_s=600)}
+    async with (
+        vendor_in_loop(scripts) as vendor,
+        gateway_beside(
+            catalog_of(vendor.url),
+            routing=POLICY,
+            limits=limits,
+            prices={"version": 1, "prices": book},
+            environment={"WEIGHBRIDGE_REDIS_URL": redis_url},
+        ) as running,
+    ):
+        async with client(running.url, running.auth) as http:
+            racing = asyncio.ensure_future(call(http, chat(model="hedged", stream=True)))
+            await until(lambda: vendor.concurrent == 2, 10)
+            assert (await call(http, chat(model="plain"))).status == 429
+            running.process.kill()
+            with contextlib.suppress(httpx.HTTPError, OSError):
+                await racing
+        await asyncio.to_thread(running.restart)
+        async with client(running.url, running.auth) as http:
+            for _ in range(300):  # the lease is a quarter of an hour
+                if (again := await call(http, chat(model="plain"))).ok:
+                    break
+                await asyncio.sleep(0.1)
+            assert again.ok
 
 
 async def test_a_copy_under_way_at_the_end_is_written_down() -> None:
