@@ -361,6 +361,7 @@ class Dispatch:
             output_tokens=self.outputs.expect(
                 request.alias, caller.key_id, request.output_tokens_max
             ),
+            output_tokens_max=request.output_tokens_max,
             cached_tokens=cached,
             stream=request.stream,
             key_id=caller.key_id,

@@ -42,7 +42,8 @@ class Facts:
     """What the decision may know of a request: no content, only its shape.
 
     `privacy` is the effective class as a rank (already the maximum of key, alias, header and
-    detectors). `prompt_tokens` is an estimate, `output_tokens` the expected output and
+    detectors). `prompt_tokens` is an estimate, `output_tokens` the expected output,
+    `output_tokens_max` the caller's cap (what must fit a context), None where it set none, and
     `cached_tokens` the part of the prompt expected in the pinned target's cache. `at_us` is the
     arrival, microseconds since the Unix epoch (UTC). `spent` names the limits that are used up and
     ask for another route instead of a refusal; `priced_only` is set where a hard budget counts the
@@ -60,6 +61,7 @@ class Facts:
     prompt_tokens: int
     output_tokens: int
     stream: bool
+    output_tokens_max: int | None = None
     cached_tokens: int = 0
     key_id: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -223,6 +225,8 @@ def _facts_out(facts: Facts) -> dict[str, object]:
         out["stream"] = True
     if facts.needs:
         out["needs"] = sorted(need.value for need in facts.needs)
+    if facts.output_tokens_max is not None:
+        out["output_tokens_max"] = facts.output_tokens_max
     if facts.cached_tokens:
         out["cached_tokens"] = facts.cached_tokens
     if facts.spent:
@@ -247,6 +251,7 @@ def _facts_in(given: Mapping[str, Any]) -> Facts:
         prompt_tokens=given["prompt_tokens"],
         output_tokens=given["output_tokens"],
         stream=given.get("stream", False),
+        output_tokens_max=given.get("output_tokens_max"),
         cached_tokens=given.get("cached_tokens", 0),
         key_id=given.get("key_id", ""),
         tags=given.get("tags", {}),

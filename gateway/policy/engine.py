@@ -239,6 +239,8 @@ class Router:
             missing = sorted(need.value for need in facts.needs - row.capabilities)
             return Rule.CAPABILITY, f"lacks {', '.join(missing)}"
         prompt, output = facts.prompt_tokens, facts.output_tokens
+        if facts.output_tokens_max is not None:
+            output = facts.output_tokens_max  # backends refuse what might not fit
         if prompt + output > row.context_tokens:
             return Rule.CONTEXT, f"{prompt + output} tokens, {row.context_tokens} fit"
         if prompt > row.prompt_tokens_max:

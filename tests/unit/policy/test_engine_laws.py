@@ -69,7 +69,9 @@ def allowed(world: World, route: Route, target: Target) -> bool:
     own, listed = backend.kind is Kind.SELF_HOSTED, set(data.subprocessors)
     days, price_max = terms.retention_days_max, route.price_max_nano_usd
     cached = min(facts.cached_tokens, facts.prompt_tokens) if facts.pinned == target else 0
-    uncached, whole = facts.prompt_tokens - cached, facts.prompt_tokens + facts.output_tokens
+    asked, wanted = facts.output_tokens_max, facts.output_tokens
+    whole = facts.prompt_tokens + (wanted if asked is None else asked)
+    uncached = facts.prompt_tokens - cached
     price = rates and cost(rates, uncached=uncached, cached=cached, output=facts.output_tokens)
     if facts.priced_only and price is None:
         return False  # a hard budget cannot hold what has no price

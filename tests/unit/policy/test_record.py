@@ -52,6 +52,7 @@ fact_fields = {
     "prompt_tokens": st.integers(0, 10**8),
     "output_tokens": st.integers(0, 10**8),
     "stream": st.booleans(),
+    "output_tokens_max": st.none() | st.integers(1, 10**8),
     "cached_tokens": st.integers(0, 10**8),
     "key_id": words,
     "tags": st.dictionaries(words, words, max_size=3),

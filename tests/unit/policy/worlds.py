@@ -322,6 +322,7 @@ class Dice:
             needs=self.of([frozenset(), frozenset(), frozenset({Capability.TOOLS})]),
             prompt_tokens=self.random.randint(0, 200),
             output_tokens=self.of([0, 1, 20, 200]),
+            output_tokens_max=self.maybe(0.3, 20, 200, 2000),
             stream=self.chance(0.5),
             cached_tokens=self.of([0, 0, 10, 300]),
             tags=self.of([{}, {"team": "search"}, {"team": "ads"}]),
