@@ -150,7 +150,7 @@ def _priced(case: Case) -> str | None:
 
 
 def _never_zero(case: Case) -> str | None:
-    free = [_is_free(case.book, attempt) for attempt in case.attempts]
+    free = [(attempt["rates_id"] or "").startswith(FREE) for attempt in case.attempts]
     for attempt, is_free in zip(case.attempts, free, strict=True):
         if attempt["cost_nano_usd"] == 0 and _said(attempt) and not is_free:
             return f"attempt {attempt['number']}: cost 0 with tokens"
@@ -479,13 +479,6 @@ def _rates(case: Case, attempt: Row) -> Rates | None:
     if case.book is None or attempt["rates_id"] is None:
         return None
     return case.book.rates(_target(attempt), attempt["rates_id"])
-
-
-def _is_free(book: Book | None, attempt: Row) -> bool:
-    if (attempt["rates_id"] or "").startswith(FREE):
-        return True
-    rates = book.rates(_target(attempt), attempt["rates_id"] or "") if book is not None else None
-    return rates is not None and rates.free
 
 
 def _on_the_day(case: Case, attempt: Row) -> list[Rates | None]:

@@ -151,7 +151,8 @@ def _check(row: PriceRow, path: Path, findings: Findings) -> None:
 def _rates(row: PriceRow) -> Rates:
     cached = row.cached_input_usd_per_mtok
     return Rates(
-        id=f"{row.backend}/{row.model}@{row.from_.isoformat()}",
+        # The ledger takes a cost of 0 only from a rate whose id says that this is meant.
+        id=f"{'free:' if row.free else ''}{row.backend}/{row.model}@{row.from_.isoformat()}",
         input=Decimal(row.input_usd_per_mtok or "0"),
         output=Decimal(row.output_usd_per_mtok or "0"),
         cached_input=None if cached is None else Decimal(cached),

@@ -19,6 +19,7 @@ SCRIPTS = {
     "m": Script(tokens=4),
     "quiet": Script(ttft_s=600),
     "broken": Script(status=500),
+    "free": Script(tokens=4),
 }
 POLICY = """\
 version: 1
@@ -68,6 +69,7 @@ def catalog_of(url: str) -> dict:
         "tried": ["a/m", "b/broken"],
         "counted": ["a/m"],
         "paid": ["a/m"],
+        "given": ["a/free"],
     }
     catalog = vendor_catalog(backends, aliases=aliases)
     for backend in catalog["backends"].values():
@@ -79,6 +81,10 @@ async def test_a_route_keeps_what_it_promises() -> None:
     book = {"version": 1, "prices": []}
     for name in SCRIPTS:
         book["prices"] += prices("a", "b", model=name)["prices"]
+    for row in book["prices"]:
+        if row["model"] == "free":
+            row |= {"input_usd_per_mtok": "0", "output_usd_per_mtok": "0", "free": True}
+            row.pop("cached_input_usd_per_mtok", None)
     async with (
         vendor_in_loop(SCRIPTS) as vendor,
         gateway_beside(
@@ -110,8 +116,11 @@ async def test_a_route_keeps_what_it_promises() -> None:
         assert paid.ok
         assert float(paid.headers["x-weighbridge-budget-remaining-usd"]) < 1.0
 
+        # What is declared free costs 0, and has its row all the same.
+        assert (await call(http, chat(model="given"))).ok
+
         metrics = (await http.get("/metrics")).text
-        rows = await running.ledger(20)
+        rows = await running.ledger(21)
         await audited(running)
 
     check_rows(rows)
@@ -136,3 +145,5 @@ async def test_a_route_keeps_what_it_promises() -> None:
     assert 'weighbridge_canary_reverts_total{route="tried"} 1.0' in metrics
     assert 'weighbridge_shadow_requests_total{backend="b",outcome="ok"} 1.0' in metrics
     assert [row["outcome"] for row in by_alias["counted"]].count("refused") == 1
+    (given,) = by_alias["given"]
+    assert (given["cost_nano_usd"], given["priced"]) == (0, True)

@@ -345,7 +345,10 @@ def test_free_is_what_its_rates_say_is_free():
     row = asdict(made)
     case = Case(row=row, attempts=row["attempts"], book=read(FILES)[1])
     assert {law.name for law, _ in laws_broken(case)} == {"never_zero", "cost_rated"}
-    free = replace(case, book=read(FILES | {"prices/own.yaml": zero})[1])
+    made.attempts[0].rates_id = f"free:{made.attempts[0].rates_id}"
+    row = asdict(made)
+    book = read(FILES | {"prices/own.yaml": zero})[1]
+    free = replace(case, row=row, attempts=row["attempts"], book=book)
     assert laws_broken(free) == []
 
 

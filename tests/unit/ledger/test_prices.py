@@ -75,6 +75,7 @@ def test_a_row_as_rates():
     home = book.rates(Target("home", "m"), day)
     assert home is not None
     assert (home.free, home.basis) == (True, "declared")
+    assert home.id.startswith("free:"), "else the ledger refuses the row"
 
 
 def test_unknown_is_none_and_not_zero():
