@@ -115,7 +115,7 @@ async def one_round(running: GatewayProcess, vendor: ScriptedVendor) -> list[Ans
     said = "".join(running.output)
     assert status == 0, said[-3000:]
     assert "Traceback" not in said, "an orderly end is no error"
-    assert time.monotonic() - all_told_at < 2.0, "it waited for nobody"
+    assert time.monotonic() - all_told_at < 8.0, "it waited for nobody"
     total["ended"] += sum(answer.ok for answer in history)
     total["told"] += sum(not answer.ok for answer in history)
     return history
