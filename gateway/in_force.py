@@ -330,6 +330,7 @@ class FileWatch:
                     ) from conflict
                 in_force.hurry()
                 return False  # on top of what is in force by then
+            in_force.hurry()
             await self._warn(bundle)
         in_force.hurry()
         return True
