@@ -189,10 +189,7 @@ class Worker:
 
 @asynccontextmanager
 async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker]:
-    """Build one worker, run its background tasks, and take all of it down again.
-
-    Raises StartupError.
-    """
+    """One worker and its background tasks, all of it taken down again. Raises StartupError."""
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         store = await open_store(settings)
