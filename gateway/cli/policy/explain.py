@@ -42,7 +42,7 @@ def explain(
     FACTS.yaml is the `given` part of a policy's test: the facts of a request that nobody sent.
     Exit status 1 where there is no such request, or deciding it again gives something else.
 
-    Example: weighbridge policy explain 01k9z4m5q2t8w6x0y7n3b1c5d9
+    Example: weighbridge policy explain req_01k9z4m5q2t8w6x0y7n3b1c5d9
     """
     file = Path(what)
     if file.suffix in (".yaml", ".yml") or file.is_file():

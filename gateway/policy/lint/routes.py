@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from gateway.domain.catalog import Alias, Backend, Catalog, Kind, Target
 from gateway.domain.decision import Decision, Exclusion, Facts, Rule
 from gateway.domain.request import Endpoint
 from gateway.policy.engine import Router
+from gateway.policy.expressions import ExpressionFailed
 from gateway.policy.language import By, Match, Metric, OwnCost, Route
 from gateway.policy.lint.subject import ERROR, NOTE, WARNING, Sheet, Subject
 from gateway.policy.reach import Reach, reach
@@ -134,13 +136,42 @@ def _smallest(catalog: Catalog, alias: Alias, rank: int, route: Route) -> Facts:
 _UNABLE = frozenset((Rule.ENDPOINT, Rule.CAPABILITY, Rule.CONTEXT))
 
 
+def _takes(names: Sequence[str]) -> str:
+    return "take" if len(names) > 1 else "takes"
+
+
+def _expressions(look: Look) -> Iterator[Problem]:
+    """An expression that reads a tag which a key need not have; each such key is refused there."""
+    match = look.route.match
+    if match.expression is None:
+        return
+    tags = {name: min(values) for name, values in match.tags.items()}
+    for case in look.cases:
+        alias = look.subject.catalog.aliases[case.alias]
+        facts = _smallest(look.subject.catalog, alias, case.rank, look.route)
+        try:
+            match.expression.matches(replace(facts, tags=tags))
+        except ExpressionFailed as failed:
+            if (tag := re.search(r'not found in map : "(.+)"', str(failed))) is None:
+                continue
+            yield look.tell(
+                WARNING,
+                ("match", "expression"),
+                f"has no value for keys without the tag '{tag[1]}', and requests for which it has"
+                " none are refused",
+                f'write "{tag[1]}" in tags && ..., or use tags of match',
+            )
+            return
+
+
 def _unreachable(look: Look) -> Iterator[Problem]:
-    earlier = " and ".join(f"'{name}'" for name in look.reach.before[-3:])
+    names = look.reach.before[-3:]
+    earlier = " and ".join(f"'{name}'" for name in names)
     if not look.reach.boxes and look.path != ("default",):
         yield look.tell(
             ERROR,
             ("name",),
-            f"never reached: {earlier} before it take all that it fits",
+            f"never reached: {earlier} before it {_takes(names)} all that it fits",
             "move it up, or narrow those",
         )
         return
@@ -161,7 +192,9 @@ def _unreachable(look: Look) -> Iterator[Problem]:
                 WARNING,
                 ("match", "aliases", index),
                 f"no request for '{alias}' gets here",
-                f"{earlier} before it take them" if earlier else "its privacy floor is above",
+                f"{earlier} before it {_takes(names)} them"
+                if earlier
+                else "its privacy floor is above",
             )
 
 
@@ -313,6 +346,7 @@ def _slos(look: Look) -> Iterator[Problem]:
 
 _OF_A_ROUTE: tuple[Callable[[Look], Iterator[Problem]], ...] = (
     _unreachable,
+    _expressions,
     _dead_names,
     _prices,
     _terms,

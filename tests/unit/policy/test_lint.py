@@ -127,8 +127,27 @@ def test_a_good_world_is_quiet():
 def test_a_route_that_nothing_reaches():
     late = routes("  - name: late\n    match: {privacy_at_least: secret}\n")
     assert extra(policy=late) == [
-        "p.yaml:9:11: routes[1].name: never reached: 'guarded' before it take all that it fits; move it up, or narrow those"
+        "p.yaml:9:11: routes[1].name: never reached: 'guarded' before it takes all that it fits; move it up, or narrow those"
     ]
+
+
+def test_an_expression_without_a_value_for_some_keys():
+    """Every request that gets there would be refused: one careless line stops the company."""
+
+    def only(expression: str, tags: str = "{}") -> str:
+        return routes(
+            f"  - name: ads\n    match: {{tags: {tags}, expression: '{expression}'}}\n    by: fastest\n"
+        )
+
+    assert extra(policy=only('tags["team"] == "ads"')) == [
+        (
+            "p.yaml:10:35: warning: routes[1].match.expression: has no value for keys without the tag 'team',"
+            " and requests for which it has none are refused;"
+            ' write "team" in tags && ..., or use tags of match'
+        )
+    ]
+    assert not extra(policy=only('"team" in tags && tags["team"] == "ads"'))
+    assert not extra(policy=only('tags["team"] == "ads"', "{team: [ads, web]}"))
 
 
 def test_an_alias_of_a_route_that_earlier_routes_take():
