@@ -122,13 +122,23 @@ def summary(comparison: Comparison, period: Period, loosened: int) -> str:
     parts = [
         f"{moves} ({ways})" if ways else moves,
         f"cost {interval(comparison.money, factor)} {when} (95 %)",
-        f"TTFT p50 {change(comparison.ttft_ms.before_p50, comparison.ttft_ms.after_p50, 'ms')}",
+        _ttft(comparison),
         f"{loosened} privacy changes" if loosened != 1 else "1 privacy change",
     ]
     for count, what in ((comparison.refused, "newly refused"), (comparison.admitted, "admitted")):
         if count:
             parts.insert(1, f"{share(count, comparison.sample)} {what}")
     return "; ".join(parts)
+
+
+def _ttft(c: Comparison) -> str:
+    """The change of those whose times are known; how few they are, lest it be taken for all."""
+    told = f"TTFT p50 {change(c.ttft_ms.before_p50, c.ttft_ms.after_p50, 'ms')}"
+    served = c.stayed + c.moved
+    partly = 0 < c.ttft_ms.known < 0.95 * served
+    return (
+        f"{told} for the {share(c.ttft_ms.known, c.sample)} where it is known" if partly else told
+    )
 
 
 def remarks(outcome: Outcome, comparisons: Sequence[Comparison]) -> list[str]:

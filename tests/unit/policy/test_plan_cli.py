@@ -15,10 +15,13 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway.cli.policy import app
+from gateway.cli.policy.figures import summary
+from gateway.domain.catalog import Target
 from gateway.domain.decision import recalled, record
 from gateway.domain.outcome import RequestRecord
 from gateway.ledger.store import Store
 from gateway.ledger.versions import Change, Origin, Versions
+from gateway.policy.comparison import Comparison, Money, Period, Spread
 from gateway.policy.replay import Side
 from tests.bench.recording import OWN_PRICES, bundle, lines
 
@@ -105,6 +108,37 @@ def test_what_is_in_force_against_itself_is_nothing(run, folder):
     assert (replay["moved"], replay["newly_refused"], replay["admitted"]) == (0, 0, 0)
     assert replay["cost"]["month"]["difference_usd"] == 0
     assert found["summary"].startswith(f"0.0 % of {ROWS} requests move; cost $0")
+
+
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [(100, "TTFT p50 no change;"), (23, "TTFT p50 no change for the 23.0 % where it is known;")],
+)
+def test_the_summary_does_not_take_a_few_known_times_for_all(known, told):
+    """What moves to where nothing was measured must not read as "no change"."""
+    same = Spread(before_p50=60, after_p50=60, before_p95=90, after_p95=90, known=known)
+    money = Money(
+        before=0, after=9, low=9, high=9, by_refusal=0, unpriced=0, unmeasured=0, guess_nano_usd=0
+    )
+    own, closed = Target("own", "m"), Target("closed", "m")
+    moves = {(own, own): 23, (own, closed): 77}
+    compared = Comparison(
+        sample=100,
+        stayed=23,
+        moved=77,
+        refused=0,
+        admitted=0,
+        unanswered=0,
+        moves=moves,
+        money=money,
+        ttft_ms=same,
+        tps=same,
+        bounded=0,
+        misses_before=0,
+        misses_after=0,
+        times_unknown=100 - known,
+    )
+    assert told in summary(compared, Period(from_us=0, until_us=10**6, decided=100, sample=100), 0)
 
 
 def test_json_has_every_figure(run, folder):
