@@ -39,12 +39,9 @@ def routes(
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from gateway.cli.policy.tables import print_table, table_of
 
-    table = Table(title=f"policy {files.label}", box=None)
-    for name in ("alias", "target", "kind", "cleared for", "price", "state"):
-        table.add_column(name, overflow="fold")
+    table = table_of("alias", "target", "kind", "cleared for", "price", "state")
     before = ""
     for row in rows:
         state = "ready" if row["configured"] else f"not configured: {row['why']}"
@@ -58,4 +55,5 @@ def routes(
             style=None if row["configured"] else "dim",
         )
         before = str(row["alias"])
-    Console().print(table)
+    typer.echo(f"policy {files.label}")
+    print_table(table)

@@ -31,8 +31,8 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
 
 
-def _print_table(table: Table, indent: int = 0) -> None:
-    """Without the blanks that fill its lines."""
+def print_table(table: Table, indent: int = 0) -> None:
+    """As wide as it is in a pipe, and without the blanks that fill its lines."""
     out = console()
     if out.is_terminal:
         out.print(Padding(table, (0, 0, 0, indent)))
@@ -56,9 +56,10 @@ def print_report(problems: Sequence[Problem], verdicts: Sequence[Verdict]) -> No
         from gateway.policy.explain import lines
 
         out.print(
-            f"\ndecided in test '{escape(verdict.case.name)}', route {verdict.decision.route}:"
+            f"\ndecided in test '{escape(verdict.case.name)}',"
+            f" route {verdict.decision.route or 'none'}:"
         )
-        _print_table(_candidates(lines(verdict.decision)), indent=2)
+        print_table(_candidates(lines(verdict.decision)), indent=2)
     if verdicts:
         policies = len({verdict.decision.policy for verdict in verdicts})
         passed = len(verdicts) - len(failed)
@@ -78,12 +79,12 @@ def print_explanation(facts: Facts | None, privacy: str, told: Explanation) -> N
     if told.objective:
         out.print(f"inside a tier: {told.objective}")
     out.print()
-    _print_table(_candidates(told.lines))
+    print_table(_candidates(told.lines))
 
 
 def print_attempts(attempts: Iterable[AttemptRecord]) -> None:
     """What was sent where, and what came of it."""
-    table = _table("", "attempt", "why", "outcome", "first token", "in all", "tokens", "cost")
+    table = table_of("", "attempt", "why", "outcome", "first token", "in all", "tokens", "cost")
     for attempt in attempts:
         tokens = (attempt.uncached_tokens or 0) + (attempt.cached_tokens or 0)
         said = attempt.usage_source != "none"
@@ -97,7 +98,7 @@ def print_attempts(attempts: Iterable[AttemptRecord]) -> None:
             f"{tokens} + {attempt.output_tokens or 0}" if said else "",
             _usd(attempt.cost_nano_usd),
         )
-    _print_table(table)
+    print_table(table)
 
 
 def _grouped(out: Console, problems: Sequence[Problem]) -> None:
@@ -143,7 +144,7 @@ def _facts(facts: Facts, privacy: str) -> str:
 def _candidates(lines: Sequence[Line]) -> Table:
     mix = any(line.mix_ratio is not None for line in lines)
     columns = ["", "target", "verdict", "tier", "cost", "", "time", ""]
-    table = _table(*columns, *(["mix"] if mix else []), "why not, or what it misses")
+    table = table_of(*columns, *(["mix"] if mix else []), "why not, or what it misses")
     for line in lines:
         missed = f"misses {', '.join(line.misses)}" if line.misses else ""
         table.add_row(
@@ -162,7 +163,8 @@ def _candidates(lines: Sequence[Line]) -> Table:
     return table
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
+    """No lines, and what is too wide goes on below."""
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -120,12 +120,14 @@ def history(
         shown = [{**_shown(v), "in_force": at == 0} for at, v in enumerate(found)]
         typer.echo(json.dumps(shown, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
+    if not found:
+        typer.echo("no version yet: a gateway's first start or `policy apply` makes one")
+        return
+    from gateway.cli.policy.tables import print_table, table_of
 
-    table = Table(box=None)
-    for column in ("number", "", "policy", "digest", "origin", "author", "time", "note"):
-        table.add_column(column, overflow="fold", no_wrap=column in {"number", "digest", "time"})
+    table = table_of("number", "", "policy", "digest", "origin", "author", "time", "note")
+    for column in table.columns[:-1]:
+        column.no_wrap = True
     for at, version in enumerate(found):
         row = _shown(version)
         table.add_row(
@@ -139,7 +141,7 @@ def history(
             version.note,
             style=None if at == 0 else "dim",
         )
-    Console().print(table)
+    print_table(table)
 
 
 # --- what is proposed -------------------------------------------------------------------------
