@@ -419,7 +419,7 @@ def _compare(case: Case, decision: Decision, catalog: Catalog) -> Iterator[_Miss
     rules = {exclusion.target: exclusion.rule for exclusion in decision.excluded}
     shown = ", ".join(map(str, order)) or _nobody(decision)
     if expect.route is not None and decision.route != expect.route:
-        yield "route", expect.route, decision.route
+        yield "route", expect.route, decision.route or "none"
     privacy = catalog.privacy_classes[case.given.facts.privacy]
     if expect.class_ is not None and privacy != expect.class_:
         yield "class", expect.class_, privacy

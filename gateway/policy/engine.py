@@ -57,7 +57,7 @@ from gateway.domain.decision import (
     Rule,
     Snapshot,
 )
-from gateway.domain.money import Rates
+from gateway.domain.money import Rates, usd
 from gateway.policy.expressions import ExpressionFailed
 from gateway.policy.language import Affinity, By, Policy, Route
 from gateway.policy.scoring import KNOWN, REASONS, cost, latency, misses
@@ -277,7 +277,7 @@ def _unready(
         if cost is None:
             return Rule.PRICE_UNKNOWN, "the route has a price limit and this price is not known"
         if cost > price_max:
-            return Rule.PRICE_MAX, f"would cost {cost} nano-USD, the limit is {price_max}"
+            return Rule.PRICE_MAX, f"would cost ${usd(cost)}, the limit is ${usd(price_max)}"
     if view.circuit == "open":
         return Rule.CIRCUIT_OPEN, _wait(view, "failing")
     if view.cooling:

@@ -392,6 +392,7 @@ _BOUNDS = {
     "string_too_short": "must not be empty",
     "too_long": "has more than {max_length} items",
     "string_too_long": "is longer than {max_length} characters",
+    "string_pattern_mismatch": "must look like {pattern}, a regular expression",
 }
 
 

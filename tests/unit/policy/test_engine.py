@@ -58,7 +58,7 @@ PRICED = {Target("a", "m"): rates("1000000")}  # 100 dollars for 100 tokens, 50 
         (A, {}, {}, {"require": Terms(regions=frozenset({"eu"}))}, {}, Rule.TERMS, "the region is not stated, asked for is eu"),
         (A, {}, {}, {"prefer": (frozenset({"b"}),), "only": True}, {}, Rule.POLICY, "in no tier, and the route takes no other"),
         (A, {}, {}, {"price_max_nano_usd": 1}, {}, Rule.PRICE_UNKNOWN, "the route has a price limit and this price is not known"),
-        (A, {}, {}, {"price_max_nano_usd": 1}, PRICED, Rule.PRICE_MAX, "would cost 100000050000 nano-USD, the limit is 1"),
+        (A, {}, {}, {"price_max_nano_usd": 1}, PRICED, Rule.PRICE_MAX, "would cost $100.00005, the limit is $0.000000001"),
         (A, {}, {"circuit": "open", "retry_after_s": 2.5}, {}, {}, Rule.CIRCUIT_OPEN, "failing, next try in 2.5 s"),
         (A, {}, {"cooling": True}, {}, {}, Rule.COOLING, "asked us to wait"),
         (A, {}, {"healthy": False}, {}, {}, Rule.UNHEALTHY, "its health check fails"),

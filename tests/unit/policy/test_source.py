@@ -23,7 +23,7 @@ from gateway.policy.source import (
 
 class Item(Strict):
     size: int = Field(ge=1)
-    label: str = ""
+    label: str = Field(default="", pattern="^[a-z]*$")
     ratio: float = 1.0
     on_: bool = Field(default=False, alias="live")
 
@@ -55,6 +55,10 @@ def test_a_good_file_is_read():
     [
         ("", "f.yaml:1:1: the file is empty"),
         ("[1]", "f.yaml:1:1: expected a mapping, not a list"),
+        (
+            "version: 1\nitems: {a: {size: 1, label: No1}}\n",
+            "f.yaml:2:29: items.a.label: must look like ^[a-z]*$, a regular expression",
+        ),
         ("version: 1\n---\nversion: 1\n", "f.yaml:2:1: a second document; one file, one document"),
         (
             "version: [1\n",
