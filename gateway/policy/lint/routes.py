@@ -86,12 +86,23 @@ def lint_routes(subject: Subject) -> Iterator[Problem]:
         _look(subject, index, found)
         for index, found in enumerate(reach(subject.policy, subject.catalog))
     ]
+    yield from _name(subject)
     for look in looks:
         for check in _OF_A_ROUTE:
             yield from check(look)
     yield from _nobody(looks)
     for alias in subject.catalog.aliases.values():
         yield from _nobody_cleared(alias, subject)
+
+
+def _name(subject: Subject) -> Iterator[Problem]:
+    """Policies are found by their file's name and told by the one inside."""
+    sheet, name = subject.policy_file, subject.policy.name
+    file = sheet.source.rsplit("/", 1)[-1]
+    if file.rsplit(".", 1)[0] != name:
+        yield sheet.tell(
+            WARNING, ("name",), f"is {name}, and the file is called {file}", "give both one name"
+        )
 
 
 def _look(subject: Subject, index: int, found: Reach) -> Look:
@@ -177,8 +188,10 @@ def _unreachable(look: Look) -> Iterator[Problem]:
         return
     here = look.reach.combinations()
     for index, alias in enumerate(look.listed("match", "aliases")):
-        why = {e.rule for case in look.cases if case.alias == alias for e in case.decision.excluded}
-        able = any(case.eligible for case in look.cases if case.alias == alias)
+        cases = [case for case in look.cases if case.alias == alias]
+        # Of the lowest class that gets here: in stricter ones others are not cleared, besides.
+        why = {e.rule for case in cases[:1] for e in case.decision.excluded}
+        able = any(case.eligible for case in cases)
         if alias in here and not able and why <= _UNABLE:
             yield look.tell(
                 WARNING,

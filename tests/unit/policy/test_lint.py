@@ -173,6 +173,22 @@ def test_a_class_that_nobody_is_cleared_for_is_not_the_policys_doing():
     assert not any("embed as" in line for line in told(meant=frozenset()))
 
 
+def test_a_policy_is_named_as_its_file():
+    """Headers, rows and versions tell the name; files are found by theirs."""
+    assert extra(policy=edited(POLICY, "name: p\n", "name: q\n")) == [
+        "p.yaml:2:7: warning: name: is q, and the file is called p.yaml; give both one name"
+    ]
+
+
+def test_an_alias_that_cannot_serve_what_is_matched_in_any_class():
+    first = "routes:\n  - {name: v, match: {aliases: [embed], needs: [tools]}}\n"
+    lines = extra(policy=edited(POLICY, "routes:\n", first))
+    assert lines[0] == (
+        "p.yaml:5:33: warning: routes[0].match.aliases[0]: no target of 'embed' can serve what the"
+        " route matches: capability; take it out, or match less"
+    )
+
+
 def test_an_alias_that_cannot_serve_what_is_matched():
     policy = routes("  - {name: v, match: {aliases: [chat, embed], endpoint: embeddings}}\n")
     assert extra(policy=policy) == [
