@@ -92,11 +92,27 @@ def load_files(settings: Settings) -> Bundle:
         raise StartupError(str(error)) from error
 
 
-async def put_files_in_force(settings: Settings, store: Store, files: Bundle) -> None:
+async def settle_policy(settings: Settings, store: Store) -> None:
     """Once per start: the files become a version, unless the newest was put by command.
 
-    Raises StoreUnavailable.
+    Files that do not load change nothing: what was in force goes on, and it is said loudly. Only
+    where nothing ever was in force, or the policy asked for does not exist, there is no start.
+    Raises StartupError, StoreUnavailable.
     """
+    try:
+        files = load_files(settings)
+    except StartupError as error:
+        newest = await Versions(store).newest()
+        asked_for = settings.policies_dir / "routing" / f"{settings.policy}.yaml"
+        if newest is None or not asked_for.is_file():
+            raise
+        log.error("policy: the files do not load; %s goes on\n%s", newest.label, error)  # noqa: TRY400
+        return
+    await put_files_in_force(settings, store, files)
+
+
+async def put_files_in_force(settings: Settings, store: Store, files: Bundle) -> None:
+    """The same for files that load."""
     change = Change(
         digest=files.digest,
         policy=files.policy.name,

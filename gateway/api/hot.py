@@ -222,7 +222,12 @@ class HotEndpoint:
         if stage.started:
             await stage.finish(error_event(error))
             return
-        headers = [(b"x-request-id", trip.record.id.encode()), JSON, *error_headers(error)]
+        headers = [
+            (b"x-request-id", trip.record.id.encode()),
+            (b"x-weighbridge-policy", trip.rules.label.encode()),
+            JSON,
+            *error_headers(error),
+        ]
         headers += limit_headers(trip.admission)
         if isinstance(error, RequestTooSlow | BodyTooLarge):
             headers.append((b"connection", b"close"))  # the rest of the body is not read

@@ -83,15 +83,13 @@ def prepare(settings: Settings) -> None:
     """
     import asyncio
 
-    from gateway.app import load_files, open_store, put_files_in_force
+    from gateway.app import open_store, settle_policy
     from gateway.ledger.keys import KeyStore, ensure_first_admin
-
-    files = load_files(settings)
 
     async def first_key() -> str | None:
         store = await open_store(settings)
         try:
-            await put_files_in_force(settings, store, files)
+            await settle_policy(settings, store)
             return await ensure_first_admin(
                 KeyStore(store, pepper=settings.key_pepper, home=settings.home)
             )

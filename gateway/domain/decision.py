@@ -168,6 +168,12 @@ _view = attrgetter(
     *("in_flight", "ttft_ms", "tpot_ms", "ttft_per_1k_ms", "ttft_prompt_tokens", "cached_share"),
     *("queue", "kv_used", "circuit", "healthy", "cooling", "retry_after_s"),
 )
+# Of the facts, those that are left out where they say nothing.
+_SELDOM = (
+    *("key_id", "tags", "privacy", "stream", "cached_tokens"),
+    *("spent", "priced_only", "reverted", "pinned", "incumbent"),
+)
+_seldom = attrgetter(*_SELDOM)
 _NO_TAILS = (None, None, None)
 _DEFAULTS = (*_view(BackendView())[:3], *_NO_TAILS, *_NO_TAILS, *_view(BackendView())[3:])
 _CUTS = tuple((cut, _DEFAULTS[cut:]) for cut in (12, 9, 3, 0))
@@ -215,31 +221,21 @@ def _facts_out(facts: Facts) -> dict[str, object]:
         "bucket": facts.bucket,
         "tie_break": facts.tie_break,
     }
-    if facts.key_id:
-        out["key_id"] = facts.key_id
-    if facts.tags:
-        out["tags"] = dict(facts.tags)
-    if facts.privacy:
-        out["privacy"] = facts.privacy
-    if facts.stream:
-        out["stream"] = True
     if facts.needs:
         out["needs"] = sorted(need.value for need in facts.needs)
+    for name, value in zip(_SELDOM, _seldom(facts), strict=True):
+        if value:
+            plain = type(value) in (int, bool, str)
+            out[name] = value if plain else _plain(value)
     if facts.output_tokens_max is not None:
         out["output_tokens_max"] = facts.output_tokens_max
-    if facts.cached_tokens:
-        out["cached_tokens"] = facts.cached_tokens
-    if facts.spent:
-        out["spent"] = sorted(facts.spent)
-    if facts.priced_only:
-        out["priced_only"] = True
-    if facts.reverted:
-        out["reverted"] = sorted(facts.reverted)
-    if facts.pinned is not None:
-        out["pinned"] = str(facts.pinned)
-    if facts.incumbent is not None:
-        out["incumbent"] = str(facts.incumbent)
     return out
+
+
+def _plain(value: Any) -> object:
+    if isinstance(value, Target):
+        return str(value)
+    return sorted(value) if isinstance(value, frozenset) else dict(value)
 
 
 def _facts_in(given: Mapping[str, Any]) -> Facts:

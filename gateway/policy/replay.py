@@ -14,6 +14,8 @@ it was decided with, at the prices of its day. Then
 - elsewhere its recorded tokens cost what that target charged on that day (no known price:
   unpriced, counted, never 0) and it takes as long as a request that target served in the period
   (`comparison` draws one of about the same prompt size; none seen: unknown, counted);
+- what nobody had measured by then is tried out once by each side, as a worker does it one request
+  at a time; from then on it is known as it was next measured in the record, else not at all;
 - without an answer it costs nothing;
 - a conversation stays where the side has sent it, and an alias's incumbent is the side's own.
 
@@ -37,7 +39,7 @@ from math import inf, nan
 from typing import Any, NamedTuple
 
 from gateway.domain.catalog import Catalog, Target
-from gateway.domain.decision import Decision, Facts, Rule, recalled
+from gateway.domain.decision import BackendView, Decision, Facts, Rule, Snapshot, recalled
 from gateway.domain.money import Rates, cost
 from gateway.domain.request import Usage
 from gateway.policy.engine import Router
@@ -47,6 +49,7 @@ NOBODY = -1  # a choice: no answer
 UNPRICED, UNMEASURED = -1, -2  # a cost: no known price; no tokens on record
 _DAY_US = 86_400_000_000
 _EPOCH = dt.date(1970, 1, 1)
+_UNSEEN = BackendView()
 _SIZE_MIN = 4  # below 256 tokens all prompts are of one size
 
 # Excluded by these, a target may still be sent such a request at another moment or price.
@@ -224,6 +227,7 @@ class Tally:
     exposed: Counter[Exposure] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
     guessed_nano_usd: int = 0
+    explored: set[str] = field(default_factory=set)
     pins: dict[str, Target] = field(default_factory=dict)
     incumbents: dict[str, Target] = field(default_factory=dict)
 
@@ -242,6 +246,7 @@ class Replay:
         self.tallies = tuple(Tally() for _ in self.sides)
         self.again: Counter[str] = Counter()
         self._index: dict[Target, int] = {}
+        self._measured: dict[str, BackendView] = {}
 
     def add(self, past: Recorded, by: Side | None) -> None:
         """One more request; `by` is the side that decided it then, None where it is gone.
@@ -263,7 +268,14 @@ class Replay:
         for number, (side, tally) in enumerate(zip(self.sides, self.tallies, strict=True)):
             own = _own_facts(side, tally, facts, past)
             router, rates = side.on(past.at_us)
-            decision = again if side is then and own is facts else router.decide(own, snapshot)
+            if side is then and own is facts:
+                decision = again
+            else:
+                known = snapshot
+                if side.digest != then.digest:
+                    known = _explored(snapshot, self._measured, tally.explored)
+                decision = router.decide(own, known)
+                _note_explored(tally.explored, decision, known)
             choice, guess = _choice(decision, tried)
             _remember(tally, facts.alias, past.session, choice, actual)
             self.columns.choice[number].append(self._number(choice))
@@ -280,6 +292,9 @@ class Replay:
             asked = side.bounds(decision.route)
             if asked is not _NO_BOUNDS:
                 bounds = Bounds(*map(min, bounds, asked))
+        self._measured.update(
+            (name, view) for name, view in snapshot.items() if view.ttft_ms is not None
+        )
         columns = self.columns
         columns.ttft_ms_max.append(bounds.ttft)
         columns.tpot_ms_max.append(bounds.tpot)
@@ -321,6 +336,41 @@ def _same(decision: Decision, recorded: Mapping[str, Any]) -> bool:
         == [list(entry) for entry in recorded["excluded"]]
         and [str(target) for target in decision.cut] == list(recorded.get("cut", ()))
     )
+
+
+def _explored(
+    snapshot: Snapshot, measured: Mapping[str, BackendView], explored: set[str]
+) -> Snapshot:
+    """What was observed, and what a side that had tried a backend out would know of it.
+
+    In the record a backend without traffic is unmeasured for every request; a policy that tries
+    out what it does not know would so send it all of them.
+    """
+    known = dict(snapshot)
+    for name, view in snapshot.items():
+        if view.ttft_ms is not None or name not in explored:
+            continue
+        seen = measured.get(name)
+        if seen is None:
+            known[name] = replace(view, in_flight=max(1, view.in_flight))  # not tried out again
+        else:
+            known[name] = replace(
+                view,
+                ttft_ms=seen.ttft_ms,
+                tpot_ms=seen.tpot_ms,
+                ttft_tails=seen.ttft_tails,
+                tpot_tails=seen.tpot_tails,
+                ttft_per_1k_ms=seen.ttft_per_1k_ms,
+                ttft_prompt_tokens=seen.ttft_prompt_tokens,
+            )
+    return known
+
+
+def _note_explored(explored: set[str], decision: Decision, snapshot: Snapshot) -> None:
+    if decision.order:
+        name = decision.order[0].target.backend
+        if snapshot.get(name, _UNSEEN).ttft_ms is None:
+            explored.add(name)
 
 
 def _tried(order: Sequence[str], served: Target | None) -> frozenset[str]:

@@ -418,3 +418,23 @@ async def test_after_a_restart_what_was_put_by_command_wins_over_the_files(
         assert (status, said["version"]["number"]) == (0, 3)
         await ops.switched(3)
         assert "policy_files" not in await ops.ready()
+
+
+async def test_a_broken_file_does_not_keep_what_was_in_force_from_starting(tmp_path) -> None:
+    async with serving({}, workers=1) as ops:
+        await asyncio.to_thread(ops.running.stop)
+        good = ops.plain.read_text()
+        ops.plain.write_text(good.replace("default:", "defalt:"))
+        await asyncio.to_thread(ops.running.restart)
+        await ops.said("the files do not load; version 1 ", 1)
+        found = await ops.ready()
+        while "policy_error" not in found:
+            found = await ops.ready()
+        assert "defalt" in found["policy_error"]
+        async with client(ops.running.url, ops.running.auth) as http:
+            answer = await call(http, chat(model="chat"))
+        assert answer.ok
+        ops.plain.write_text(good)
+        async with asyncio.timeout(WAIT_S_MAX):
+            while "policy_error" in await ops.ready():
+                await asyncio.sleep(0.05)

@@ -118,9 +118,7 @@ class Wire:
         return json.loads(self.body)
 
 
-async def ask(
-    vendor: ScriptedVendor | VendorProcess, request: bytes, quiet_s: float = 0.5
-) -> Wire:
+async def ask(vendor: ScriptedVendor | VendorProcess, request: bytes, quiet_s: float = 0.5) -> Wire:
     """Sends the bytes; reads until the connection ends or nothing comes for `quiet_s` any more,
     which is shortened once the body is whole."""
     reader, writer = await asyncio.open_connection(vendor.host, vendor.port)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.domain.catalog import Target
-from gateway.domain.decision import record
+from gateway.domain.decision import BackendView, record
 from gateway.domain.money import cost
 from gateway.domain.request import Usage
 from gateway.ledger.recorded import from_row
@@ -93,6 +93,18 @@ def test_what_stays_keeps_what_was_measured_and_what_moves_costs_its_tokens_ther
     assert (chosen(replay, 0), chosen(replay, 1)) == (["a"], ["c"])
     assert list(replay.columns.cost[0]) == [123_456]
     assert list(replay.columns.cost[1]) == [cost(PRICES[C], uncached=100, cached=0, output=50)]
+
+
+def test_what_nobody_had_measured_is_tried_out_once_and_no_flood_follows():
+    fastest = side("fastest", by=By.FASTEST)
+    seen = BackendView(ttft_ms=100.0, tpot_ms=1.0)
+    unmeasured = {"a": seen, "b": BackendView(), "c": BackendView()}
+    replay = replayed([IN_ORDER, fastest], *[past(snapshot=unmeasured)] * 10)
+    assert sorted(chosen(replay, 1)) == ["a"] * 8 + ["b", "c"]
+    quick = replace(seen, ttft_ms=10.0)
+    measured = [past(snapshot=unmeasured), past(snapshot={**unmeasured, "b": quick})]
+    replay = replayed([IN_ORDER, fastest], *measured, *[past(snapshot=unmeasured)] * 10)
+    assert chosen(replay, 1)[3:] == ["b"] * 9, "known by then, and faster"
 
 
 def test_prices_are_those_of_the_day_of_the_request():
