@@ -1,0 +1,14 @@
+"""Reports over the ledger that finance can use: asked for, added up, shown.
+
+`definition` says what is asked (pure), `sums` asks the database, `cost`, `quality` and `rows` make
+a `document` of the answer (a table, charts, a foot), and the `as_*` modules each write a document
+in one format. Reads only. Knows neither the command line nor what is in force; who calls says which
+backend is of which kind.
+
+INVARIANTS
+- Money is integer nano-USD from the row to the last digit; a share or a unit cost is worked out
+  from exact sums. What has no known price is counted and never 0.
+- A request belongs to the period it started in, all its attempts with it: sums by request and by
+  attempt are over the same traffic and agree.
+- The same definition over the same rows has the same digest.
+"""
