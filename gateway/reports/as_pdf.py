@@ -158,18 +158,20 @@ def _table(
 
 
 def _widths(pdf: FPDF, columns: Sequence[Column], rows: Sequence[Row]) -> list[float]:
-    """As wide as what is in them; texts give way where the page is too narrow, or take the rest."""
+    """As wide as what is in them; texts give way where the page is too narrow."""
     pdf.set_font("helvetica", "B", 8.5)
     wide = []
     for column in columns:
         texts = [column.heading, *(shown(row.get(column.name, ""), column.kind) for row in rows)]
         wide.append(max(pdf.get_string_width(_western(text)) for text in texts) + 4)
-    elastic = [number for number, column in enumerate(columns) if column.kind == "text"]
     spare = _WIDE - sum(wide)
+    if spare > 0:
+        return [one + spare / len(wide) for one in wide]
+    elastic = [number for number, column in enumerate(columns) if column.kind == "text"]
     for number in elastic:
         wide[number] = max(14.0, wide[number] + spare / len(elastic))
-    over = sum(wide) / _WIDE
-    return [one / over for one in wide] if over > 1 else wide
+    over = max(1.0, sum(wide) / _WIDE)
+    return [one / over for one in wide]
 
 
 def _headings(pdf: FPDF, columns: Sequence[Column], widths: Sequence[float]) -> None:

@@ -115,7 +115,7 @@ def shown(value: Any, kind: Kind) -> str:
         case "usd":
             return money(value)
         case "unit":
-            return f"${value:,.6f}" if value < 1 else f"${value:,.2f}"
+            return f"${value:,.{2 if value >= 1 else 4 if value >= Decimal('0.01') else 6}f}"
         case "share":
             return f"{value * 100:.1f}%"
         case "change":

@@ -163,6 +163,7 @@ def _axis(high: int, unit: str) -> tuple[float, float]:
 def _tick(value: float, step: float, unit: str) -> str:
     if unit == "usd":
         places = max(0, -floor(log10(step / NANO_PER_USD)))
+        places = max(2, places) if places else 0
         return f"${value / NANO_PER_USD:,.{places}f}"
     return _count(value)
 
