@@ -166,8 +166,12 @@ async def cost(
     labels: Mapping[str, str] | None = None,
 ) -> Document:
     """The report. `labels` are names of keys. Raises Unusable, StoreUnavailable."""
-    found = await sums.sums(store, definition)
-    whole = await sums.total(store, definition, found.values())
+    for _ in range(foot.ROUNDS_MAX):
+        found = await sums.sums(store, definition)
+        whole = await sums.total(store, definition, found.values())
+        ended = await foot.foot(store, definition, now=now)
+        if ended.rows == whole.rows:  # rows are only ever added: all queries saw the same
+            break
     earlier = await sums.before(store, definition) if definition.compare else {}
     before = Sums()
     for one in earlier.values():
@@ -185,7 +189,6 @@ async def cost(
     total[made[0].name] = "total"
     total["drill_down"] = definition.command("rows", by=())
     table = Table(columns=made, rows=lines, total=total)
-    ended = await foot.foot(store, definition, now=now)
     return Document(
         name="cost",
         title="Cost" + (f" by {_said(definition)}" if definition.by else ""),
@@ -193,7 +196,7 @@ async def cost(
         table=table,
         cards=_cards(definition, whole, before),
         charts=pictures.of_cost(definition, table) if whole.rows else (),
-        remarks=_remarks(whole),
+        remarks=_remarks(whole, ended.rows),
         notes=NOTES,
         foot=ended.lines,
         json_foot=ended.json,
@@ -351,7 +354,7 @@ def _short(count: int) -> str:
     return str(count)
 
 
-def _remarks(whole: Sums) -> list[str]:
+def _remarks(whole: Sums, digested: int) -> list[str]:
     """What a reader must know before trusting the figures."""
     found = []
     if not whole.rows:
@@ -361,7 +364,12 @@ def _remarks(whole: Sums) -> list[str]:
             f"{whole.unpriced:,} rows were used without a known price. They are in no sum, so the"
             " true cost is higher; add their prices to the price book."
         )
-    if whole.attempt_cost != whole.cost:
+    if digested != whole.rows:
+        found.append(
+            f"Rows arrived while this was added up: the digest is of {digested:,}, the sums are of"
+            f" {whole.rows:,}. End the period a minute ago and run it again."
+        )
+    elif whole.attempt_cost != whole.cost:
         found.append(
             f"Requests add up to {money(whole.cost)}, attempts to {money(whole.attempt_cost)}:"
             " the ledger contradicts itself. Run `weighbridge audit`."

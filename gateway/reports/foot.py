@@ -13,6 +13,7 @@ from gateway.reports.definition import Definition, iso, moment
 from gateway.reports.sums import Occurring
 
 DIGEST_CHARS_MIN = 12
+ROUNDS_MAX = 4  # of a report that rows arrive under
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class Foot:
     lines: list[tuple[str, str]]
     json: Mapping[str, Any]
     digest: str
+    rows: int
 
 
 async def digest(store: Store, definition: Definition) -> tuple[str, int]:
@@ -88,7 +90,7 @@ async def foot(store: Store, definition: Definition, *, now: dt.datetime) -> Foo
         "digest": found,
         "run_again": definition.command(),
     }
-    return Foot(lines=lines, json=machine, digest=found)
+    return Foot(lines=lines, json=machine, digest=found, rows=count)
 
 
 def _policies(occurring: Occurring, zone: str) -> str:

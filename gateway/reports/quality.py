@@ -105,14 +105,17 @@ async def quality(store: Store, definition: Definition, *, now: dt.datetime) -> 
     """The report, by the backend that answered. Raises Unusable, StoreUnavailable."""
     if definition.of_attempts:
         raise Unusable("report quality counts requests; filter by answered_by instead of a backend")
-    rows = await _counted(store, definition)
+    for _ in range(foot.ROUNDS_MAX):
+        rows = await _counted(store, definition)
+        ended = await foot.foot(store, definition, now=now)
+        if ended.rows == sum(row["requests"] for row in rows):  # all saw the same rows
+            break
     columns = _columns()
     lines = [_line(definition, row) for row in rows]
     added = [column.name for column in columns if column.added]
     whole: dict[str, Any] = {name: sum(line[name] or 0 for line in lines) for name in added}
     total = {"backend": "total", **whole, **_shares(whole)}
     total["drill_down"] = definition.command("rows")
-    ended = await foot.foot(store, definition, now=now)
     remarks = [
         f"{whole[name]:,} {CLASSES[name][0]} ({shown(total[f'{name}_share'], 'share')})."
         f" {CLASSES[name][1]}"
