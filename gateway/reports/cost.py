@@ -18,12 +18,12 @@ from gateway.reports.definition import OF_TIME, Definition, day, iso, moment, ta
 from gateway.reports.document import Card, Column, Document, Table, money, ratio, shown
 from gateway.reports.sums import Group, Sums
 
-SHADOW = "shadow"
+SHADOW = "(shadow)"
 _COST, _UNIT, _DOUBT = "Cost", "Tokens, unit costs, speed", "Waste and quality"
 
 NOTES = (
     (
-        "Line shadow: copies sent for comparison. They are paid, so they are in the total, and"
+        "Line (shadow): copies sent for comparison. They are paid, so they are in the total, and"
         " billed to nobody."
     ),
     (

@@ -64,7 +64,7 @@ def _sum(costs) -> int | None:
 async def test_by_team_every_figure_is_what_the_records_add_up_to(filled, records):
     report = await cost(filled, replace(ALL, by=("team",)), now=NOW)
     for line in report.table.rows:
-        if line["team"] == "shadow":
+        if line["team"] == "(shadow)":
             mine = [r for r in records if r.shadow_of]
         else:
             team = None if line["team"] == "(no team)" else line["team"]
