@@ -268,8 +268,9 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
                 limits=_limits(settings),
             )
         finally:
-            for task in background:
-                task.cancel()
+            async with in_force.asking:
+                for task in background:
+                    task.cancel()
             switch.stop()
             telemetry.save()
 

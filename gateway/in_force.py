@@ -120,6 +120,9 @@ class InForce:
         self.folder = folder
         self.errors: dict[str, str] = {}  # of VERSION and FILES, while they stand
         self._consumer = consumer
+        # Held while the database is asked: who ends `follow` takes it first, for a cancelled
+        # question is answered into an event loop that may be gone by then.
+        self.asking = asyncio.Lock()
         self._switching = asyncio.Lock()
         self._newer = asyncio.Event()
         self.refused: Version | None = None  # newer, and does not load here
@@ -130,7 +133,7 @@ class InForce:
         """Switch to whatever is newest, for ever."""
         while True:
             try:
-                async with asyncio.timeout(STORE_S_MAX):
+                async with self.asking, asyncio.timeout(STORE_S_MAX):
                     newest = await self.versions.newest()
                 if newest not in (None, self.version, self.refused):
                     assert newest is not None

@@ -25,12 +25,15 @@ import httpx
 import pytest
 
 from tests.chaos.load import Answer, call, chat, client
+from tests.gateway_process import ROUTING as PLAIN
 from tests.gateway_process import gateway_beside, vendor_catalog
 from tests.promises import promise
 from tests.vendor import FAULTS, Script, vendor_in_loop
 
 PER_FAULT = 28
 AT_ONCE = 24
+# Repeats are not what is tested here: there are always enough of them.
+ROUTING = PLAIN.replace("attempts_max: 3", "retries: {share: 1, per_s: 100}\n  attempts_max: 3")
 ANSWERING = Script(tokens=4, itl_s=0.001)
 HOW_IT_FAILS = {
     "well": ANSWERING,
@@ -219,7 +222,7 @@ async def test_no_canary_leaves(tmp_path: Path) -> None:
     ):
         catalog = catalog_of(*(f"{vendor.url}/v1" for vendor in (closed, cheap, own)))
         environment = {"WEIGHBRIDGE_LOG_LEVEL": "debug", **install_plugin(tmp_path)}
-        async with gateway_beside(catalog, environment=environment) as g:
+        async with gateway_beside(catalog, routing=ROUTING, environment=environment) as g:
             floor = await asyncio.to_thread(g.new_key, "--privacy-floor", "restricted")
             keys = {"plain": g.key, "floor": floor}
             gate = asyncio.Semaphore(AT_ONCE)

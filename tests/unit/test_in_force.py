@@ -64,10 +64,12 @@ class Rig:
         loop = asyncio.get_running_loop()
         self.tasks = [loop.create_task(self.in_force.follow()), loop.create_task(self.watch.run())]
 
-    def end(self) -> None:
-        for task in self.tasks:
-            assert not task.done(), task
-            task.cancel()
+    async def end(self) -> None:
+        async with self.in_force.asking:
+            for task in self.tasks:
+                assert not task.done(), task
+                task.cancel()
+        await asyncio.wait(self.tasks)
 
     def write(self, path: str, text: str) -> None:
         """As editors do that write beside it and rename."""
@@ -114,7 +116,7 @@ async def rig(tmp_path):
         rig.write(path, text)
     await rig.begin()
     yield rig
-    rig.end()
+    await rig.end()
     await store.close()
 
 
@@ -213,7 +215,7 @@ async def test_two_that_see_one_change_make_one_version(rig, tmp_path):
         await beside.number(number)
     await ticks(beside)
     assert [number for number, _ in await rig.history()] == [4, 3, 2, 1]
-    beside.end()
+    await beside.end()
     await store.close()
 
 
@@ -228,12 +230,12 @@ async def test_who_starts_later_takes_what_is_in_force_not_the_files(rig, tmp_pa
     assert later.in_force.bundle.policy.description == "applied"
     assert later.watch.differs
     assert len(await rig.history()) == 2
-    later.end()
+    await later.end()
     await store.close()
 
 
 async def test_a_change_that_nobody_saw_counts_one_that_was_taken_back_does_not(rig, tmp_path):
-    rig.end()
+    await rig.end()
     await rig.versions.put(
         change({**FIRST, "routing/plain.yaml": PLAIN.format("second")}, Origin.FILE), expected=1
     )
@@ -241,7 +243,7 @@ async def test_a_change_that_nobody_saw_counts_one_that_was_taken_back_does_not(
     await rig.begin()
     await ticks(rig)
     assert await rig.history() == [(2, "file"), (1, "start")]
-    rig.end()
+    await rig.end()
     rig.write("routing/plain.yaml", PLAIN.format("third"))
     await rig.begin()
     await rig.number(3)
@@ -279,7 +281,7 @@ async def test_who_cannot_install_a_version_stays_with_the_present_one(rig):
 
 
 async def test_told_to_it_reads_secrets_again_and_files_that_nobody_watches(rig):
-    rig.end()
+    await rig.end()
     with_secret = vendor_catalog({"a": "http://127.0.0.1:9/v1"}, a={"secret": "env:A_KEY"})
     files = {**FIRST, "catalog.yaml": _yaml(with_secret)}
     rig.write("catalog.yaml", files["catalog.yaml"])
@@ -310,7 +312,7 @@ class Outrun(Versions):
 
 
 async def test_who_is_outrun_puts_the_change_on_top_of_theirs(rig):
-    rig.end()
+    await rig.end()
     rig.versions = Outrun(rig.store)
     await rig.begin()
     rig.write("catalog.yaml", CATALOG + "# more\n")
