@@ -34,7 +34,6 @@ from gateway.domain.request import ModelRequest, Usage
 log = logging.getLogger("weighbridge")
 
 
-LEFT_S = 120.0  # after so long without a call, a client that was let go of is closed
 UNSTATED = 1 << 30  # a rank that no backend is cleared for
 
 

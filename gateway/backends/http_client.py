@@ -29,7 +29,7 @@ import re
 import socket
 import ssl
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal, Protocol, Self
@@ -42,6 +42,9 @@ USER_AGENT: Final = "weighbridge"
 
 
 # ---- how an exchange fails ----------------------------------------------------------------------
+
+
+LEFT_S = 120.0  # after so long without a call, a client that was let go of is closed
 
 
 class TransportError(Exception):
@@ -386,3 +389,24 @@ class Permits:
 def _too_late(turn: asyncio.Future[bool]) -> None:
     if not turn.done():
         turn.set_result(False)
+
+
+class LetGo:
+    """Clients that nobody is given any more: closed once the calls they still carry have ended."""
+
+    def __init__(self) -> None:
+        self._left: list[tuple[float, HttpClient]] = []  # and when
+
+    async def add(self, clients: Iterable[HttpClient]) -> None:
+        """Take these, and close those that have been out of use for `LEFT_S`."""
+        now = asyncio.get_running_loop().time()
+        self._left += [(now, client) for client in clients]
+        for left in [left for left in self._left if now - left[0] > LEFT_S and not left[1].in_use]:
+            self._left.remove(left)
+            await left[1].aclose()
+
+    async def aclose(self) -> None:
+        """Close all of them, now."""
+        for _, client in self._left:
+            await client.aclose()
+        self._left.clear()

@@ -47,11 +47,12 @@ from urllib.parse import parse_qsl
 import httpx
 import orjson
 
-from gateway.backends.base import LEFT_S, Call, Piece, place, require_clearance
+from gateway.backends.base import Call, Piece, place, require_clearance
 from gateway.backends.http_client import (
     HttpClient,
     HttpLimits,
     HttpResponse,
+    LetGo,
     Origin,
     TransportError,
     read_all,
@@ -556,7 +557,7 @@ class LitellmWire:
         self._secret = secret
         self._new_client = client
         self._routes: dict[tuple[object, ...], _Route] = {}
-        self._left: list[tuple[float, HttpClient]] = []  # and when
+        self._let_go = LetGo()
 
     async def warm(self) -> None:
         """Load litellm now, off the loop; else the first call waits the seconds that it takes."""
@@ -623,20 +624,13 @@ class LitellmWire:
             raise UpstreamBroken("The backend is not healthy.", status=response.status)
 
     async def renew(self) -> None:
-        now = asyncio.get_running_loop().time()
         clients = [route.client for route in self._routes.values()]
-        self._left += [(now, client) for client in clients if client is not None]
         self._routes.clear()
-        over = [left for left in self._left if now - left[0] > LEFT_S and not left[1].in_use]
-        for left in over:
-            self._left.remove(left)
-            await left[1].aclose()
+        await self._let_go.add(client for client in clients if client is not None)
 
     async def aclose(self) -> None:
         await self.renew()
-        for _, client in self._left:
-            await client.aclose()
-        self._left.clear()
+        await self._let_go.aclose()
 
     def _route(self, backend: Backend) -> _Route:
         if (known := self._routes.get(place(backend))) is not None:

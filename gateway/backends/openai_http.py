@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Protocol
 
 import orjson
 
-from gateway.backends.base import LEFT_S, Call, Piece, place, require_clearance
+from gateway.backends.base import Call, Piece, place, require_clearance
 from gateway.backends.http_client import (
     ClosedEarly,
     Headers,
@@ -26,6 +26,7 @@ from gateway.backends.http_client import (
     HttpLimits,
     HttpResponse,
     IdleTimeout,
+    LetGo,
     Network,
     Origin,
     TransportError,
@@ -76,7 +77,7 @@ class OpenAIHttpWire:
         self._secret = secret
         self._new_client = client
         self._routes: dict[tuple[object, ...], _Route] = {}
-        self._left: list[tuple[float, HttpClient]] = []  # and when
+        self._let_go = LetGo()
 
     async def open(self, call: Call) -> _StreamReply | _WholeReply:
         require_clearance(call)
@@ -129,19 +130,13 @@ class OpenAIHttpWire:
         """Nothing is slow here."""
 
     async def renew(self) -> None:
-        now = asyncio.get_running_loop().time()
-        self._left += [(now, route.client) for route in self._routes.values()]
+        clients = [route.client for route in self._routes.values()]
         self._routes.clear()
-        over = [left for left in self._left if now - left[0] > LEFT_S and not left[1].in_use]
-        for left in over:
-            self._left.remove(left)
-            await left[1].aclose()
+        await self._let_go.add(clients)
 
     async def aclose(self) -> None:
         await self.renew()
-        for _, client in self._left:
-            await client.aclose()
-        self._left.clear()
+        await self._let_go.aclose()
 
     def _route(self, backend: Backend) -> _Route:
         try:

@@ -58,7 +58,7 @@ def audit(
 
 
 async def _audit(settings: Settings, since_us: int, until_us: int | None) -> Report:
-    from gateway.cli.policy.traffic import ledger
+    from gateway.cli.database import ledger
     from gateway.ledger import audit as ledger_audit
 
     async with ledger(settings) as store:

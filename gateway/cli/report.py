@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
+
+from gateway.cli.database import ledger
 
 if TYPE_CHECKING:
     from gateway.bundle import Files
@@ -363,25 +364,13 @@ def _run(work: Callable[[Store, dt.datetime], Awaitable[_T]]) -> _T:
     settings = Settings.load()
 
     async def connected() -> _T:
-        async with _ledger(settings) as store:
+        async with ledger(settings) as store:
             return await work(store, dt.datetime.now(dt.UTC))
 
     try:
         return asyncio.run(connected())
     except Unusable as error:
         _usage(str(error))
-
-
-@asynccontextmanager
-async def _ledger(settings: Any) -> AsyncIterator[Store]:
-    from gateway.ledger.store import Store
-
-    settings.home.mkdir(parents=True, exist_ok=True)
-    store = await Store.connect(settings.ledger_url)
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 def _usage(message: str) -> NoReturn:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from gateway.domain.request import Capability, Endpoint
+from gateway.policy.catalog_file import ClearanceFile
 from gateway.policy.expressions import TEXT_MAX
 from gateway.policy.language import (
     Behaviour,
@@ -271,25 +272,9 @@ class MixFile(Strict):
     )
 
 
-class RequireFile(Strict):
+class RequireFile(ClearanceFile):
     """What the data terms of a backend and the licence of a model must say. Unknown does not do."""
 
-    regions: list[Text] | None = Field(
-        default=None,
-        min_length=1,
-        max_length=100,
-        description="One of these, as the catalog writes it. Left out: anywhere.",
-    )
-    retention_days_max: Annotated[int, Field(ge=0, le=36_500)] | None = Field(
-        default=None, description="0: not stored. Left out: however long."
-    )
-    no_training: bool = Field(default=False, description="Known not to train on what it is sent.")
-    certifications: list[Text] = Field(default=[], max_length=50, description="All of these.")
-    subprocessors_allowed: list[Text] | None = Field(
-        default=None,
-        max_length=200,
-        description="No others than these; an empty list allows none. Left out: whoever.",
-    )
     licences: list[Text] | None = Field(
         default=None,
         min_length=1,

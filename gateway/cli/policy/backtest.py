@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gateway.cli.database import ledger
 from gateway.cli.policy.options import AsJson, Folder, usage
 from gateway.cli.policy.traffic import REQUESTS_MAX, RequestsMax, Seed, Since, Until, bounds
 
@@ -93,7 +94,7 @@ async def _backtest(
     from gateway.settings import Settings
 
     settings = Settings.load()
-    async with traffic.ledger(settings) as store:
+    async with ledger(settings) as store:
         try:
             now = await traffic.current(store, settings, folder)
             make = await traffic.loader(store, now, period)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gateway.cli.database import ledger
 from gateway.cli.policy.options import AsJson, Folder, usage
 from gateway.cli.policy.traffic import REQUESTS_MAX, RequestsMax, Seed, Since, Until, bounds
 
@@ -111,7 +112,7 @@ async def _plan(
     from gateway.settings import Settings
 
     settings = Settings.load()
-    async with traffic.ledger(settings) as store:
+    async with ledger(settings) as store:
         now = await traffic.current(store, settings, folder)
         try:
             files = traffic.proposed(new, now, folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -108,19 +108,6 @@ def _us(moment: dt.datetime) -> int:
 def moment(us: int) -> str:
     """A time for people, UTC, to the minute."""
     return dt.datetime.fromtimestamp(us / 1e6, dt.UTC).strftime("%Y-%m-%d %H:%M")
-
-
-@asynccontextmanager
-async def ledger(settings: Settings) -> AsyncIterator[Store]:
-    """The database of this instance. Raises StoreUnreachable."""
-    from gateway.ledger.store import Store
-
-    settings.home.mkdir(parents=True, exist_ok=True)
-    store = await Store.connect(settings.ledger_url)
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 async def current(store: Store, settings: Settings, folder: Path | None) -> Current:
