@@ -98,6 +98,8 @@ class Attempt:
         record, known = self.record, rates.get(self.target)
         record.uncached_tokens, record.cached_tokens = usage.uncached, usage.cached
         record.output_tokens, record.reasoning_tokens = usage.output, usage.reasoning
+        record.other_meters = {m.value: n for m, n in usage.others.items()} or None
+        record.service_tier = usage.service_tier
         record.usage_source = "reported" if usage.reported else "estimated"
         if known is not None:
             record.rates_id = known.id
@@ -120,6 +122,7 @@ def add_up(record: RequestRecord, answered: AttemptRecord | None) -> None:
     record.uncached_tokens, record.cached_tokens = answered.uncached_tokens, answered.cached_tokens
     record.output_tokens = answered.output_tokens
     record.reasoning_tokens = answered.reasoning_tokens
+    record.other_meters = answered.other_meters
     record.usage_source = answered.usage_source
     costs = [a.cost_nano_usd for a in weighed if a.cost_nano_usd is not None]
     record.priced = len(costs) == len(weighed)

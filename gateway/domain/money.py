@@ -8,12 +8,51 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
+from enum import StrEnum
 from typing import NewType
 
 NanoUSD = NewType("NanoUSD", int)
 
 NANO_PER_USD = 1_000_000_000
 _NANO_PER_TOKEN_AT_ONE_USD_PER_MTOK = 1_000  # 1e9 nano / 1e6 tokens
+
+
+class Meter(StrEnum):
+    """What a price can be asked for. Values are stored. Every token is in exactly one meter."""
+
+    INPUT = "input"  # prompt tokens neither read from a cache nor written to one
+    CACHE_READ = "cache_read"
+    CACHE_WRITE_5M = "cache_write_5m"  # kept for five minutes
+    CACHE_WRITE_1H = "cache_write_1h"
+    INPUT_AUDIO = "input_audio"
+    CACHE_READ_AUDIO = "cache_read_audio"
+    INPUT_IMAGE = "input_image"  # tokens of pictures, where they have a price of their own
+    OUTPUT = "output"  # text that was said, without reasoning
+    REASONING = "reasoning"
+    OUTPUT_AUDIO = "output_audio"
+    OUTPUT_IMAGE = "output_image"
+    REQUEST = "request"
+    SEARCH_CALL = "search_call"
+    IMAGE = "image"  # pictures made, counted
+    SECOND = "second"  # of audio or video
+    MINUTE = "minute"
+    GPU_SECOND = "gpu_second"
+    REPLICA_MINUTE = "replica_minute"
+
+
+PROMPT_METERS = frozenset(
+    {
+        Meter.INPUT,
+        Meter.CACHE_READ,
+        Meter.CACHE_WRITE_5M,
+        Meter.CACHE_WRITE_1H,
+        Meter.INPUT_AUDIO,
+        Meter.CACHE_READ_AUDIO,
+        Meter.INPUT_IMAGE,
+    }
+)
+OUTPUT_METERS = frozenset({Meter.OUTPUT, Meter.REASONING, Meter.OUTPUT_AUDIO, Meter.OUTPUT_IMAGE})
+TOKEN_METERS = PROMPT_METERS | OUTPUT_METERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

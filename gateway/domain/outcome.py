@@ -44,6 +44,8 @@ class AttemptRecord:
     cached_tokens: int | None = None
     output_tokens: int | None = None
     reasoning_tokens: int | None = None
+    other_meters: dict[str, int] | None = None  # Usage.others, None where there are none
+    service_tier: str | None = None
     usage_source: str = "none"  # reported | estimated | none
     cost_nano_usd: int | None = None
     rates_id: str | None = None
@@ -83,6 +85,7 @@ class RequestRecord:
     cached_tokens: int | None = None
     output_tokens: int | None = None
     reasoning_tokens: int | None = None
+    other_meters: dict[str, int] | None = None
     usage_source: str = "none"
     cost_nano_usd: int | None = None
     priced: bool = False

@@ -8,9 +8,11 @@ model). What routing needs to know is in the typed fields beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+from gateway.domain.money import PROMPT_METERS, Meter
 
 # A rough figure for routing and for flagged estimates: English runs at about four characters.
 CHARS_PER_TOKEN = 4
@@ -57,10 +59,15 @@ class ModelRequest:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as billed. Counts are disjoint on the input side: `uncached` + `cached` = prompt.
+    """What a backend metered. Every token is in exactly one of the counts.
 
-    `reasoning` is the part of `output` the caller may not have seen. `reported` is False where
-    the backend gave no usage and we counted ourselves: such a row is flagged, never priced as 0.
+    `uncached` were neither read from a cache nor written to one, `cached` were read from one.
+    `output` is the text generated; `reasoning` is the part of it the caller may not have seen.
+    `others` are the meters that few requests touch (cache writes, audio, searches), tokens or
+    not; what is in them is in none of the other counts, and none of them is 0.
+    `service_tier` is the tier the backend says it served, None where it says nothing.
+    `reported` is False where the backend gave no usage and we counted ourselves: such a row is
+    flagged, never priced as 0.
     """
 
     uncached: int
@@ -68,7 +75,13 @@ class Usage:
     output: int
     reasoning: int = 0
     reported: bool = True
+    others: Mapping[Meter, int] = field(default_factory=dict)
+    service_tier: str | None = None
 
     @property
     def prompt(self) -> int:
-        return self.uncached + self.cached
+        """Tokens of the whole prompt, however they are billed."""
+        counted = self.uncached + self.cached
+        if self.others:
+            counted += sum(n for meter, n in self.others.items() if meter in PROMPT_METERS)
+        return counted

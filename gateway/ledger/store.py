@@ -47,7 +47,7 @@ from gateway.domain.errors import StoreUnavailable
 from gateway.domain.outcome import AttemptRecord, RequestRecord
 from gateway.settings import bundled
 
-SCHEMA = "0002"  # the migration this code was written for
+SCHEMA = "0003"  # the migration this code was written for
 
 _ADVISORY_LOCK = 0x77656967  # "weig": any number, the same in every worker
 _CONNECT_S_MAX = 5.0
@@ -94,6 +94,7 @@ requests = sa.Table(
     sa.Column("cached_tokens", sa.BigInteger),
     sa.Column("output_tokens", sa.BigInteger),
     sa.Column("reasoning_tokens", sa.BigInteger),
+    sa.Column("other_meters", _Json),
     sa.Column("usage_source", sa.Text, nullable=False),
     sa.Column("cost_nano_usd", sa.BigInteger),
     sa.Column("priced", sa.Boolean, nullable=False),
@@ -132,6 +133,8 @@ attempts = sa.Table(
     sa.Column("cached_tokens", sa.BigInteger),
     sa.Column("output_tokens", sa.BigInteger),
     sa.Column("reasoning_tokens", sa.BigInteger),
+    sa.Column("other_meters", _Json),
+    sa.Column("service_tier", sa.Text),
     sa.Column("usage_source", sa.Text, nullable=False),
     sa.Column("cost_nano_usd", sa.BigInteger),
     sa.Column("rates_id", sa.Text),
@@ -188,6 +191,55 @@ versions = sa.Table(
     sa.Column("author", sa.Text, nullable=False),
     sa.Column("note", sa.Text, nullable=False),
     sa.Column("applied_at_us", sa.BigInteger, nullable=False),
+)
+
+# What was known of prices, and since when: valid time and recorded time. Appended only. What is
+# known at a time is the last statement of each target and first instant made up to then; one
+# without `terms` takes back what was stated before.
+price_statements = sa.Table(
+    "price_statements",
+    metadata,
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("recorded_at_us", sa.BigInteger, nullable=False),
+    sa.Column("backend", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("valid_from_us", sa.BigInteger, nullable=False),
+    sa.Column("valid_until_us", sa.BigInteger),
+    sa.Column("rates_id", sa.Text, nullable=False),
+    sa.Column("terms", _Json),  # the row of the price file as read
+    sa.Column("author", sa.Text, nullable=False),
+    sa.Column("digest", sa.Text, nullable=False),  # of the bundle that brought it
+)
+
+# Rating again is a run of its own; rows of the ledger are never changed.
+rating_runs = sa.Table(
+    "rating_runs",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("made_at_us", sa.BigInteger, nullable=False),
+    sa.Column("author", sa.Text, nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("since_us", sa.BigInteger, nullable=False),
+    sa.Column("until_us", sa.BigInteger, nullable=False),
+    sa.Column("filters", _Json, nullable=False),
+    sa.Column("book_at_us", sa.BigInteger, nullable=False),  # prices as recorded up to then
+    sa.Column("attempts_rated", sa.BigInteger, nullable=False),
+    sa.Column("attempts_corrected", sa.BigInteger, nullable=False),
+    sa.Column("delta_nano_usd", sa.BigInteger, nullable=False),
+)
+
+# What a run found to be otherwise. `delta` is against what stood before this run: the cost of an
+# attempt as corrected is its booked cost (0 where none) plus all its deltas.
+corrections = sa.Table(
+    "corrections",
+    metadata,
+    sa.Column("run", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("request_id", sa.Text, primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("request_started_at_us", sa.BigInteger, nullable=False, index=True),
+    sa.Column("rates_id", sa.Text, nullable=False),
+    sa.Column("cost_nano_usd", sa.BigInteger, nullable=False),
+    sa.Column("delta_nano_usd", sa.BigInteger, nullable=False),
 )
 
 
@@ -256,7 +308,7 @@ async def _append_sqlite(connection: AsyncConnection, lines: Sequence[bytes]) ->
         tried = line["attempts"]
         free = any((attempt.get("rates_id") or "").startswith("free:") for attempt in tried)
         rows.append((*_values(_REQUEST_VALUES, line, _JSON_COLUMNS), free))
-        of_attempts.extend((*_values(_ATTEMPT_VALUES, a, ()), line["id"]) for a in tried)
+        of_attempts.extend((*_values(_ATTEMPT_VALUES, a, _ATTEMPT_JSON), line["id"]) for a in tried)
     await connection.exec_driver_sql(_SQLITE_REQUESTS, rows)
     if of_attempts:
         await connection.exec_driver_sql(_SQLITE_ATTEMPTS, of_attempts)
@@ -282,6 +334,7 @@ _SQLITE_ATTEMPTS: Final = _sqlite_statement(attempts, "request_id", "request_id,
 _REQUEST_VALUES: Final = itemgetter(*(c.name for c in _copied(requests)))
 _ATTEMPT_VALUES: Final = itemgetter(*(c.name for c in _copied(attempts)))
 _JSON_COLUMNS: Final = tuple(c.name for c in _copied(requests) if isinstance(c.type, sa.JSON))
+_ATTEMPT_JSON: Final = tuple(c.name for c in _copied(attempts) if isinstance(c.type, sa.JSON))
 _APPEND: Final = {"postgresql": _append_postgres, "sqlite": _append_sqlite}
 _INSERT: Final[Mapping[str, Callable[[sa.Table], Any]]] = {
     "postgresql": postgresql.insert,
