@@ -1,0 +1,22 @@
+"""`weighbridge prices`: what the price book says, what it lacks, and what a request costs.
+
+Exit codes: 0 fine, 1 a check failed, 2 usage. Heavy imports happen inside the commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import typer
+
+app = typer.Typer(
+    name="prices",
+    help="What the price book says, what it lacks, and what a request costs.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+# What reads the files. What works on the ledger's side of prices (rerate, history) comes after.
+COMMANDS: dict[str, Callable[..., None]] = {}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
