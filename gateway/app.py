@@ -8,9 +8,9 @@ reached. `StartupError` says which, and how to mend it.
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -58,13 +58,13 @@ class StartupError(Exception):
     """The gateway cannot start. The message says what to do about it."""
 
 
-def rules(bundle: Bundle, today: dt.date, plugins: Pool) -> Rules:
-    """What is decided by on `today`: prices have dates. Raises PluginMissing."""
-    rates = bundle.prices.in_force(today)
+def rules(bundle: Bundle, now_us: int, plugins: Pool) -> Rules:
+    """What is decided by at that moment: prices have dates and hours. Raises PluginMissing."""
+    rates = bundle.prices.in_force(now_us)
     return Rules(
         catalog=bundle.catalog,
         router=Router.build(bundle.policy, bundle.catalog, rates),
-        rates=rates,
+        prices=bundle.prices,
         limits=LimitIndex(bundle.limits, bundle.catalog, rates),
         classifier=Classifier.build(bundle.catalog, plugins),
         policy=bundle.policy,
@@ -252,7 +252,7 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
             tasks.start(in_force.follow(), "policy versions"),
             tasks.start(files.run(), "policy files"),
             tasks.start(share_forever(fleet, state.board, clock, canaries), "what workers share"),
-            tasks.start(_housekeeping(in_force, telemetry), "housekeeping"),
+            tasks.start(_housekeeping(in_force, dispatch, telemetry), "housekeeping"),
         ]
         try:
             yield Worker(
@@ -293,7 +293,7 @@ def _state(settings: Settings, clock: Clock, redis: RedisLink | None) -> _State:
 
 def _first_rules(bundle: Bundle, plugins: Pool) -> Rules:
     try:
-        return rules(bundle, _today(), plugins)
+        return rules(bundle, _now_us(), plugins)
     except ConfigErrors as error:
         raise StartupError(str(error)) from error
 
@@ -341,7 +341,7 @@ class _Switch:
             self._tasks.start(wire.warm(), "warm a wire")
 
     async def install(self, bundle: Bundle, *, anew: bool = False) -> None:
-        made = await asyncio.to_thread(rules, bundle, _today(), self._plugins)
+        made = await asyncio.to_thread(rules, bundle, _now_us(), self._plugins)
         await self._provide(bundle.catalog)
         if anew or bundle.catalog != self._dispatch.rules.catalog:
             await self._wires.renew()
@@ -451,16 +451,17 @@ def _limits(settings: Settings) -> HotLimits:
     )
 
 
-async def _housekeeping(in_force: InForce, telemetry: Telemetry) -> None:
-    """What is due once a second: the tally for other workers, and new prices at midnight."""
-    day = _today()
+async def _housekeeping(in_force: InForce, dispatch: Dispatch, telemetry: Telemetry) -> None:
+    """What is due once a second: the tally for other workers, and prices that have changed."""
+    seen_us = _now_us()
     while True:
         await asyncio.sleep(HOUSEKEEPING_S)
         telemetry.save()
-        if _today() != day:
-            day = _today()
+        changed_us = dispatch.rules.prices.changes_after(seen_us)
+        if changed_us is not None and changed_us <= _now_us():
             await in_force.reload(secrets=False)
+        seen_us = _now_us()
 
 
-def _today() -> dt.date:
-    return dt.datetime.now(dt.UTC).date()
+def _now_us() -> int:
+    return time.time_ns() // 1000

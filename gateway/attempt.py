@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gateway.backends.base import Call, Piece, Reply
 from gateway.domain.catalog import Backend, Target
 from gateway.domain.decision import Candidate
-from gateway.domain.money import Rates, cost
+from gateway.domain.money import Rates, Unpriced
 from gateway.domain.outcome import AttemptRecord, Outcome, RequestRecord
+from gateway.domain.rating import charge
 from gateway.domain.request import CHARS_PER_TOKEN, ModelRequest, Usage
 from gateway.policy.language import Timeouts
 
@@ -92,20 +92,20 @@ class Attempt:
         except Exception:
             log.exception("wire %s failed to close", self.backend.wire)
 
-    def weigh(self, rates: Mapping[Target, Rates]) -> Usage:
-        """Put usage and its cost on the record."""
+    def weigh(self, rates: Rates | None) -> Usage:
+        """Put usage and its cost on the record, at the rates that held when the request came."""
         usage = self.progress.usage or estimate(self.request, self.progress)
-        record, known = self.record, rates.get(self.target)
+        record = self.record
         record.uncached_tokens, record.cached_tokens = usage.uncached, usage.cached
         record.output_tokens, record.reasoning_tokens = usage.output, usage.reasoning
         record.other_meters = {m.value: n for m, n in usage.others.items()} or None
         record.service_tier = usage.service_tier
         record.usage_source = "reported" if usage.reported else "estimated"
-        if known is not None:
-            record.rates_id = known.id
-            record.cost_nano_usd = cost(
-                known, uncached=usage.uncached, cached=usage.cached, output=usage.output
-            )
+        if rates is not None:
+            try:
+                record.rates_id, record.cost_nano_usd = charge(rates, usage)
+            except Unpriced as error:
+                log.warning("request unpriced: %s", error)
         return usage
 
 

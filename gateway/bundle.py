@@ -130,7 +130,8 @@ def load(
         problems += errors.problems
     try:
         prices = load_prices(
-            [(source(path), text) for path, text in files.items() if path.startswith(PRICES)]
+            [(source(path), text) for path, text in files.items() if path.startswith(PRICES)],
+            {} if catalog is None else {n: b.data.region for n, b in catalog.backends.items()},
         )
     except ConfigErrors as errors:
         problems += errors.problems

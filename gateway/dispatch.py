@@ -52,6 +52,7 @@ from gateway.domain.request import ModelRequest
 from gateway.fleet.canary import Canaries
 from gateway.fleet.history import OutputHistory
 from gateway.fleet.observed import Fleet
+from gateway.ledger.prices import PriceBook
 from gateway.limits import NOTHING, Admission, Alert, Gate, LimitIndex, Unlimited, Used, refusal
 from gateway.policy.language import PRIORITY_SHARES, Hedge, Policy, Route
 from gateway.policy.refusal import no_route
@@ -92,7 +93,7 @@ class Rules:
 
     catalog: Catalog
     router: Router
-    rates: Mapping[Target, Rates]
+    prices: PriceBook
     limits: LimitIndex
     classifier: Classifier
     policy: Policy
@@ -117,6 +118,10 @@ class Trip:
     route: Route | None = None
     attempts: list[Attempt] = field(default_factory=list)
     settled: bool = False
+
+    def rates(self, target: Target) -> Rates | None:
+        """What it costs there: rated by its arrival, however long it takes."""
+        return self.rules.prices.rates(target, self.record.started_at_us)
 
 
 @dataclass(slots=True)
@@ -559,7 +564,7 @@ class Dispatch:
             self.fleet.ended(attempt.target.backend)
             self.fleet.abandoned(attempt.target.backend)
             if sent:
-                attempt.weigh(trip.rules.rates)
+                attempt.weigh(trip.rates(attempt.target))
 
     def _failed(self, attempt: Attempt, error: UpstreamError) -> None:
         """The backend failed before content: note it, on the row and against the backend."""
@@ -649,7 +654,7 @@ class Dispatch:
         if attempt.end(now, outcome):
             self.fleet.ended(name)
         record.backend, record.model = attempt.target.backend, attempt.target.model
-        usage = attempt.weigh(trip.rules.rates)
+        usage = attempt.weigh(trip.rates(attempt.target))
         tpot_ms = None
         if progress.first and answer.streamed:  # a whole answer's first byte says nothing of TTFT
             record.ttft_us = us(progress.first - trip.started)

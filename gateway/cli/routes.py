@@ -15,14 +15,14 @@ def routes(
 
     Example: weighbridge routes
     """
-    import datetime as dt
+    import time
 
     from gateway.app import load_files
     from gateway.settings import Settings
 
     files = load_files(Settings.load())
     catalog = files.catalog
-    rates = files.prices.in_force(dt.datetime.now(dt.UTC).date())
+    rates = files.prices.in_force(time.time_ns() // 1000)
     rows = [
         {
             "alias": alias.name,

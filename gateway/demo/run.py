@@ -111,7 +111,12 @@ class Demo:
                 await asyncio.to_thread(instance.wait_until_ready, gateway, url)
                 self.screen.started(backends, self._hints(backends), url, self.home, began)
                 summary = await self._traffic(store, backends, url, key)
-                rates = {r.id: r for rows in files.prices.rows.values() for _, r in rows}
+                rates = {
+                    r.id: r
+                    for rows in files.prices.rows.values()
+                    for row in rows
+                    for r in row.every()
+                }
                 self._show(summary, backends, rates)
                 if not self.options.once:
                     self.serving = True

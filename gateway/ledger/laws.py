@@ -12,25 +12,24 @@ INVARIANTS
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from gateway.domain.catalog import Target
-from gateway.domain.money import Rates, cost
+from gateway.domain.money import Meter, Rates, Unpriced, rate
 from gateway.domain.outcome import Outcome
+from gateway.domain.rating import charge, quantities
+from gateway.domain.request import Usage
 from gateway.ledger.prices import PriceBook
 
 Row = Mapping[str, Any]
 
-DAY_US = 86_400_000_000
-GRACE_US = 60_000_000  # after midnight: a request keeps the rates it arrived under
 ROUNDED_US = 3  # a start, a duration and their sum are each rounded to whole microseconds
 FIRST_DAY_US = 1_577_836_800_000_000  # 2020-01-01: who started before had no clock
 FREE = "free:"  # how the identifier of rates that are declared free begins
 _TOKENS = ("uncached_tokens", "cached_tokens", "output_tokens")
-_USAGE = (*_TOKENS, "reasoning_tokens", "usage_source")
+_USAGE = (*_TOKENS, "reasoning_tokens", "other_meters", "usage_source")
 _NO_USAGE = dict.fromkeys(_USAGE) | {"usage_source": "none"}
 _TIMES = ("ttft_us", "tpot_us", "tps", "duration_us", "overhead_us")
 
@@ -45,8 +44,7 @@ class Book:
 
     def rates(self, target: Target, rates_id: str) -> Rates | None:
         """The rates of that identifier, whatever their day."""
-        dated = self.prices.rows.get(target, ())
-        return next((rates for _, rates in dated if rates.id == rates_id), None)
+        return self.prices.by_id(target, rates_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,10 +172,11 @@ def _known(case: Case) -> str | None:
 
 def _dated(case: Case) -> str | None:
     for attempt in case.attempts:
-        rates = _rates(case, attempt)
-        due = [r.id for r in _on_the_day(case, attempt) if r is not None]
-        if rates is not None and rates.id not in due:
-            return f"attempt {attempt['number']}: {rates.id}, in force was {' or '.join(due)}"
+        if attempt["rates_id"] is None or attempt["usage_source"] == "none":
+            continue
+        due = _due(case, attempt)
+        if due != attempt["rates_id"]:
+            return f"attempt {attempt['number']}: {attempt['rates_id']}, in force was {due}"
     return None
 
 
@@ -187,11 +186,12 @@ def _rated(case: Case) -> str | None:
             continue
         rates, booked = _rates(case, attempt), attempt["cost_nano_usd"]
         if booked is None:
-            if attempt["rates_id"] is None and all(_on_the_day(case, attempt)):
+            if attempt["rates_id"] is None and _due(case, attempt) is not None:
                 return f"attempt {attempt['number']}: no cost, but there was a price"
-        elif rates is not None and all((attempt[name] or 0) >= 0 for name in _TOKENS):
-            uncached, cached, output = (attempt[name] or 0 for name in _TOKENS)
-            due = cost(rates, uncached=uncached, cached=cached, output=output)
+        elif rates is not None and min(attempt[name] or 0 for name in _TOKENS) >= 0:
+            # What its id names, and nothing else: whether it was in force is another law's.
+            plain = rates if rates.marginal else replace(rates, tiers=())
+            due = rate(plain, quantities(_used(attempt))).nano
             if due != booked:
                 return f"attempt {attempt['number']}: {booked} nano-USD, {rates.id} makes it {due}"
     return None
@@ -431,7 +431,7 @@ LAWS: Final = (
     Law("priced", "A row is priced where every attempt with usage has a cost and its rates.", _CHANGED, _always, _priced),  # noqa: E501
     Law("never_zero", "Nothing with tokens costs 0, unless its rates are declared free.", _RATED, _always, _never_zero),  # noqa: E501
     Law("rates_known", "Every rates_id is in the price book of the row's bundle.", _CHANGED, _with_book, _known),  # noqa: E501
-    Law("rates_in_force", "Rates are those in force on the day (UTC) the request arrived.", _RATED, _with_book, _dated),  # noqa: E501
+    Law("rates_in_force", "Rates are those in force when the request arrived.", _RATED, _with_book, _dated),  # noqa: E501
     Law("cost_rated", "Tokens at those rates make the cost, to the nano-USD.", _RATED, _with_book, _rated),  # noqa: E501
     Law("times", "Times are there, not negative, and the parts fit into the whole.", _BUG, _always, _times),  # noqa: E501
     Law("attempt_span", "An attempt lies inside its request, after the one before.", _BUG, _sent, _inside),  # noqa: E501
@@ -481,11 +481,23 @@ def _rates(case: Case, attempt: Row) -> Rates | None:
     return case.book.rates(_target(attempt), attempt["rates_id"])
 
 
-def _on_the_day(case: Case, attempt: Row) -> list[Rates | None]:
-    """The rates in force when the request arrived; just after midnight also those of before."""
+def _due(case: Case, attempt: Row) -> str | None:
+    """The id of the rates in force for it when the request arrived; None where it had no price."""
     assert case.book is not None
-    at_us = case.row["started_at_us"]
-    days = {
-        dt.date(1970, 1, 1) + dt.timedelta(days=(at_us - ago) // DAY_US) for ago in (0, GRACE_US)
-    }
-    return [case.book.prices.rates(_target(attempt), day) for day in days]
+    rates = case.book.prices.rates(_target(attempt), case.row["started_at_us"])
+    try:
+        return None if rates is None else charge(rates, _used(attempt))[0]
+    except Unpriced:
+        return None
+
+
+def _used(attempt: Row) -> Usage:
+    uncached, cached, output = (attempt[name] or 0 for name in _TOKENS)
+    return Usage(
+        uncached,
+        cached,
+        output,
+        attempt["reasoning_tokens"] or 0,
+        others={Meter(name): n for name, n in (attempt.get("other_meters") or {}).items()},
+        service_tier=attempt.get("service_tier"),
+    )

@@ -1,126 +1,211 @@
-"""The price book: what each model at each backend costs, from which day on. Pure.
+"""The price book: what each model at each backend costs, from which moment on. Pure.
 
-Owns: the schema of `policies/prices/*.yaml` and the choice of the row in force on a day. Knows
-nothing of usage and of the ledger; `domain.money` computes with what it hands out.
+Owns the choice of the row in force at a moment, of its variant for the backend's region and the
+hour, and the identity of rates. `price_file` is how rows are written; `domain.money` and
+`domain.rating` compute with what this hands out.
 
 INVARIANTS
 - Unknown is None, never 0: a target without a row in force has no rates.
-- A price of 0 must say `free: true`; a price list that forgets a figure is refused.
-- Rows are appended, not edited: a new price is a new row with its own `from`. Two rows for one
-  target and day are refused, across files.
-- Every row says where its figures were read and when.
+- Rows are appended, not edited: a new price is a new row with its own `from`. Two rows that hold
+  for one target at one moment are refused, across files, and so is a hole between two.
+- An id names its figures: it carries a digest of them, so a corrected row is other rates.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import re
+import hashlib
+import json
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Annotated, Any, Literal
-
-from pydantic import AfterValidator, Field, WithJsonSchema
+from itertools import pairwise
+from typing import Any
 
 from gateway.domain.catalog import Target
-from gateway.domain.money import Rates
-from gateway.policy.source import ConfigErrors, Findings, Path, Problem, Strict, json_schema, read
+from gateway.domain.money import Meter, Rates, Tier
+from gateway.ledger import price_file
+from gateway.ledger.price_file import METERS, GpuHour, PriceRow, PricesFile, Scale, Variant, instant
+from gateway.policy.source import ConfigErrors, Findings, Path, Problem, json_schema, read
 
-# Nine digits after the point: an integer count of 1e-15 dollars per token, so costs stay exact.
-_DECIMAL = re.compile(r"(0|[1-9][0-9]{0,6})(\.[0-9]{1,9})?")
-
-
-def _decimal(text: str) -> str:
-    if not _DECIMAL.fullmatch(text):
-        raise ValueError(f"'{text}' is not a price; write dollars in quotes, like \"0.25\"")
-    return text
+_MINUTE_US = 60_000_000
+_DAY_US = 86_400_000_000
+_ALWAYS = frozenset(range(price_file.DAY_MINUTES))
+FREE = "free:"  # how the id of rates that are declared free begins: the ledger takes their 0
 
 
-Price = Annotated[
-    str,
-    AfterValidator(_decimal),
-    WithJsonSchema({"type": "string", "pattern": f"^{_DECIMAL.pattern}$", "examples": ["0.25"]}),
-]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Special:
+    """Rates under conditions; `rank` is how many they are."""
+
+    rates: Rates
+    service_tier: str | None
+    region: str | None
+    minutes: frozenset[int]
+    rank: int
 
 
-class PriceRow(Strict):
-    """One price, in USD per million tokens, from one day on."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dated:
+    """One row made ready: it holds for `from_us` <= moment < `until_us` (None: for good).
 
-    backend: Name
-    model: Name
-    from_: dt.date = Field(
-        alias="from", description="The first day (UTC) it holds, or is known to have held."
-    )
-    input_usd_per_mtok: Price
-    cached_input_usd_per_mtok: Price | None = Field(
-        default=None, description="Left out: cached input costs what input costs."
-    )
-    output_usd_per_mtok: Price | None = Field(
-        default=None, description="Required, unless input_only."
-    )
-    input_only: bool = Field(
-        default=False, description="Nothing is generated, so nothing is charged: embeddings."
-    )
-    free: bool = Field(default=False, description="A price of 0 in this row is meant.")
-    basis: Literal["list", "declared"] = Field(
-        default="list", description="A vendor's price list, or our own statement."
-    )
-    source: Annotated[str, Field(min_length=1, max_length=500)]
-    read_on: dt.date
+    `terms` is the row as written; `place` is where. The standard rates are `base`.
+    """
 
+    from_us: int
+    until_us: int | None
+    base: Rates
+    specials: tuple[_Special, ...] = ()
+    terms: Mapping[str, Any] = field(default_factory=dict)
+    place: str = ""
 
-class PricesFile(Strict):
-    """Rows of the price book. Append; do not edit."""
+    def at(self, at_us: int, region: str | None = None) -> Rates:
+        """The rates at that time of the day in that region, with those of its service tiers."""
+        if not self.specials:
+            return self.base
+        minute = at_us // _MINUTE_US % price_file.DAY_MINUTES
+        best: dict[str | None, _Special] = {}
+        for one in self.specials:
+            if minute in one.minutes and one.region in (None, region):
+                known = best.get(one.service_tier)
+                if known is None or one.rank > known.rank:
+                    best[one.service_tier] = one
+        standard = best.pop(None).rates if None in best else self.base
+        tiers = {name: one.rates for name, one in best.items() if name is not None}
+        return replace(standard, service_tiers=tiers) if tiers else standard
 
-    version: Literal[1]
-    prices: list[PriceRow] = Field(max_length=100_000)
+    @property
+    def since(self) -> str:
+        """Its start as it was written."""
+        return str(self.terms.get("from", "the beginning"))
+
+    @property
+    def besides(self) -> str:
+        """The rates it has beside the standard's input and output, by their ids and meters."""
+        others = [f"{m.value} ${p.normalize():f}" for m, p in self.base.others.items()]
+        inside = [rates.id.partition("#")[2] for rates in self.every()][1:]
+        return "".join(f"; {what}" for what in (*others, *inside))
+
+    def every(self) -> Iterator[Rates]:
+        """All rates this row can lead to."""
+        for rates in (self.base, *(one.rates for one in self.specials)):
+            yield from rates.every()
+
+    def turns(self) -> frozenset[int]:
+        """The minutes of the day at which its rates change."""
+        return frozenset(
+            minute
+            for one in self.specials
+            for minute in one.minutes ^ frozenset((m + 1) % len(_ALWAYS) for m in one.minutes)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class PriceBook:
-    """All rows of all files; `rows` of a target ascend by day."""
+    """All rows of all files; `rows` of a target ascend by their start.
 
-    rows: Mapping[Target, tuple[tuple[dt.date, Rates], ...]]
+    `regions` says where each backend is, for prices that differ by it.
+    """
 
-    def rates(self, target: Target, at: dt.date) -> Rates | None:
-        """What `target` costs on the day `at` (UTC); None where that is not known."""
+    rows: Mapping[Target, tuple[Dated, ...]]
+    regions: Mapping[str, str | None] = field(default_factory=dict)
+    gpu_hours: tuple[GpuHour, ...] = ()
+    currencies: tuple[price_file.Exchange, ...] = ()
+
+    @classmethod
+    def always(cls, rates: Mapping[Target, Rates]) -> PriceBook:
+        """A book in which these hold at every moment."""
+        return cls(
+            {t: (Dated(from_us=-(1 << 62), until_us=None, base=r),) for t, r in rates.items()}
+        )
+
+    def row(self, target: Target, at_us: int) -> Dated | None:
+        """The row of `target` in force at that moment (microseconds since the epoch, UTC)."""
         rows = self.rows.get(target, ())
-        index = bisect_right(rows, at, key=lambda row: row[0])
-        return rows[index - 1][1] if index else None
+        index = bisect_right(rows, at_us, key=lambda row: row.from_us)
+        if not index:
+            return None
+        row = rows[index - 1]
+        return row if row.until_us is None or at_us < row.until_us else None
 
-    def in_force(self, at: dt.date) -> dict[Target, Rates]:
-        """The rates of every target that has some on the day `at`: what routing is given."""
-        known = ((target, self.rates(target, at)) for target in self.rows)
-        return {target: rates for target, rates in known if rates is not None}
+    def rates(self, target: Target, at_us: int) -> Rates | None:
+        """What `target` costs at that moment; None where that is not known."""
+        row = self.row(target, at_us)
+        return None if row is None else row.at(at_us, self.regions.get(target.backend))
+
+    def in_force(self, at_us: int) -> dict[Target, Rates]:
+        """The rates of every target paid by the token that has some: what routing is given."""
+        known = ((target, self.rates(target, at_us)) for target in self.rows)
+        return {t: rates for t, rates in known if rates is not None and rates.by_token}
+
+    def by_id(self, target: Target, rates_id: str) -> Rates | None:
+        """The rates of that id, whatever their time."""
+        every = (rates for row in self.rows.get(target, ()) for rates in row.every())
+        return next((rates for rates in every if rates.id == rates_id), None)
+
+    def changes_after(self, at_us: int) -> int | None:
+        """The next moment at which any rates change, None where none ever do."""
+        found = []
+        for rows in self.rows.values():
+            for row in rows:
+                ends = row.until_us is not None and row.until_us <= at_us
+                found += [at for at in (row.from_us, row.until_us) if at is not None and at > at_us]
+                if row.specials and not ends and (turns := row.turns()):
+                    since = max(at_us, row.from_us)
+                    midnight = since // _DAY_US * _DAY_US
+                    at = (midnight + day + m * _MINUTE_US for day in (0, _DAY_US) for m in turns)
+                    found.append(min(moment for moment in at if moment > since))
+        return min(found, default=None)
+
+    def per_usd(self, currency: str, day: dt.date) -> Decimal | None:
+        """How much of the currency a dollar is on that day, for display; None where not known."""
+        if currency == "USD":
+            return Decimal(1)
+        known = [e for e in self.currencies if e.currency == currency and e.from_ <= day]
+        return Decimal(max(known, key=lambda e: e.from_).per_usd) if known else None
 
 
-def load_prices(files: Iterable[tuple[str, str]]) -> PriceBook:
+def load_prices(
+    files: Iterable[tuple[str, str]], regions: Mapping[str, str | None] | None = None
+) -> PriceBook:
     """`(source, text)` of each file as one book. Raises ConfigErrors with all that is wrong."""
     problems: list[Problem] = []
-    rows: dict[Target, dict[dt.date, Rates]] = {}
-    first: dict[tuple[Target, dt.date], str] = {}
+    found: dict[Target, dict[int, tuple[Dated, Path, Findings]]] = {}
+    gpu_hours: list[GpuHour] = []
+    currencies: list[price_file.Exchange] = []
+    everyone: list[Findings] = []
     for source, text in files:
         try:
             file, findings = read(PricesFile, text, source)
-            for index, row in enumerate(file.prices):
-                path: Path = ("prices", index)
-                _check(row, path, findings)
-                key = (Target(row.backend, row.model), row.from_)
-                line, column = findings.position(path)
-                before = first.setdefault(key, f"{source}:{line}:{column}")
-                if before != f"{source}:{line}:{column}":
-                    findings.problem(
-                        path, f"a second price of {key[0]} from {row.from_}", f"first at {before}"
-                    )
-                rows.setdefault(key[0], {})[row.from_] = _rates(row)
+        except ConfigErrors as errors:
+            problems += errors.problems
+            continue
+        everyone.append(findings)
+        for index, row in enumerate(file.prices):
+            path: Path = ("prices", index)
+            price_file.check(row, path, findings)
+            line, column = findings.position(path)
+            made = _dated(row, f"{source}:{line}:{column}")
+            rows = found.setdefault(Target(row.backend, row.model), {})
+            if (before := rows.get(made.from_us)) is not None:
+                findings.problem(
+                    path,
+                    f"a second price of {row.backend}/{row.model} from {row.from_}",
+                    f"first at {before[0].place}",
+                )
+            rows[made.from_us] = (made, path, findings)
+        gpu_hours += file.gpu_hours
+        currencies += file.currencies
+    book = {target: tuple(_in_order(target, rows)) for target, rows in found.items()}
+    for findings in everyone:
+        try:
             findings.raise_if_any()
         except ConfigErrors as errors:
             problems += errors.problems
     if problems:
         raise ConfigErrors(problems)
-    return PriceBook({target: tuple(sorted(dated.items())) for target, dated in rows.items()})
+    return PriceBook(book, regions or {}, tuple(gpu_hours), tuple(currencies))
 
 
 def schema() -> dict[str, Any]:
@@ -128,34 +213,75 @@ def schema() -> dict[str, Any]:
     return json_schema(PricesFile, "Weighbridge prices")
 
 
-def _check(row: PriceRow, path: Path, findings: Findings) -> None:
-    if row.output_usd_per_mtok is None and not row.input_only:
-        findings.problem(
-            path, "no output_usd_per_mtok", "set input_only: true where nothing is generated"
-        )
-    if row.output_usd_per_mtok is not None and row.input_only:
-        findings.problem((*path, "output_usd_per_mtok"), "contradicts input_only", key=True)
-    prices = {
-        "input_usd_per_mtok": row.input_usd_per_mtok,
-        "cached_input_usd_per_mtok": row.cached_input_usd_per_mtok,
-        "output_usd_per_mtok": row.output_usd_per_mtok,
+def _in_order(target: Target, rows: Mapping[int, tuple[Dated, Path, Findings]]) -> Iterator[Dated]:
+    """By their start, each ending where the next begins; overlaps and holes are mistakes."""
+    ordered = [rows[start] for start in sorted(rows)]
+    for (one, path, findings), (following, _, _) in pairwise(ordered):
+        if one.until_us is not None and one.until_us != following.from_us:
+            how = "overlaps with" if one.until_us > following.from_us else "leaves a hole before"
+            findings.problem(
+                (*path, "until"),
+                f"{how} the next price of {target}",
+                f"leave it out: it ends where the row at {following.place} begins",
+            )
+        yield replace(one, until_us=following.from_us)
+    if ordered:
+        yield ordered[-1][0]
+
+
+def _dated(row: PriceRow, place: str) -> Dated:
+    said = price_file.terms(row)
+    figures = {k: v for k, v in said.items() if k not in {"source", "read_on", "note"}}
+    digest = hashlib.sha256(json.dumps(figures, sort_keys=True).encode()).hexdigest()[:8]
+    name = f"{FREE if row.free else ''}{row.backend}/{row.model}@{row.from_}#{digest}"
+    return Dated(
+        from_us=instant(row.from_),
+        until_us=None if row.until is None else instant(row.until),
+        base=_rates(row, row, name),
+        specials=tuple(_special(row, variant, name) for variant in row.when),
+        terms=said,
+        place=place,
+    )
+
+
+def _special(row: PriceRow, variant: Variant, name: str) -> _Special:
+    said = {
+        "hours": "+".join(variant.hours_utc or ()),
+        "region": variant.region,
+        "service_tier": variant.service_tier,
     }
-    zero = [name for name, price in prices.items() if price and not Decimal(price)]
-    for name in zero:
-        if not row.free:
-            findings.problem((*path, name), "a price of 0", "set free: true if it is meant")
-    if row.free and not zero:
-        findings.problem((*path, "free"), "but no price is 0", key=True)
+    name += "".join(f";{what}={value}" for what, value in said.items() if value)
+    return _Special(
+        rates=_rates(row, variant, name),
+        service_tier=variant.service_tier,
+        region=variant.region,
+        minutes=price_file.minutes(variant),
+        rank=(variant.region is not None) + (variant.hours_utc is not None),
+    )
 
 
-def _rates(row: PriceRow) -> Rates:
-    cached = row.cached_input_usd_per_mtok
+def _rates(row: PriceRow, part: Scale, name: str) -> Rates:
+    tiers = tuple(
+        Tier(
+            tier.above_prompt_tokens,
+            _plain(row, tier.stated(), f"{name};over={tier.above_prompt_tokens}"),
+        )
+        for tier in part.long_prompts
+    )
+    rates = _plain(row, part.stated(), name)
+    return replace(rates, tiers=tiers, marginal=part.long_prompts_mode == "marginal")
+
+
+def _plain(row: PriceRow, stated: Mapping[str, str], name: str) -> Rates:
+    prices = {METERS[key]: Decimal(text) for key, text in stated.items()}
+    own = (Meter.INPUT, Meter.CACHE_READ, Meter.OUTPUT)
     return Rates(
-        # The ledger takes a cost of 0 only from a rate whose id says that this is meant.
-        id=f"{'free:' if row.free else ''}{row.backend}/{row.model}@{row.from_.isoformat()}",
-        input=Decimal(row.input_usd_per_mtok or "0"),
-        output=Decimal(row.output_usd_per_mtok or "0"),
-        cached_input=None if cached is None else Decimal(cached),
+        id=name,
+        input=prices.get(Meter.INPUT, Decimal(0)),
+        output=prices.get(Meter.OUTPUT, Decimal(0)),
+        cached_input=prices.get(Meter.CACHE_READ),
+        others={meter: price for meter, price in prices.items() if meter not in own},
+        by_token=Meter.INPUT in prices,
         source=row.source,
         basis=row.basis,
         free=row.free,

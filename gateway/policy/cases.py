@@ -39,7 +39,7 @@ NO_ELIGIBLE_BACKEND = "no_eligible_backend"
 _REFUSALS = (NO_ELIGIBLE_BACKEND, *Rule)
 _REST = "..."  # ends an order that may go on
 
-RatesAt = Callable[[dt.date], Mapping[Target, Rates]]
+RatesAt = Callable[[int], Mapping[Target, Rates]]
 
 
 def _moment(text: str) -> str:
@@ -262,13 +262,14 @@ def load_given(
 
 
 def run(suite: Suite, policy: Policy, catalog: Catalog, rates: RatesAt) -> Iterator[Verdict]:
-    """Decide every test's request and compare. `rates` gives the prices in force on a day."""
-    routers: dict[tuple[frozenset[str] | None, dt.date], Router] = {}
+    """Decide every test's request and compare. `rates` gives those in force at a moment."""
+    routers: dict[tuple[frozenset[str] | None, int], Router] = {}
     for case in suite.cases:
-        key = (case.given.configured, case.given.day)
+        at_us = case.given.facts.at_us
+        key = (case.given.configured, at_us)
         if key not in routers:
             there = case.given.catalog(catalog)
-            routers[key] = Router.build(policy, there, rates(case.given.day))
+            routers[key] = Router.build(policy, there, rates(at_us))
         decision = routers[key].decide(case.given.facts, case.given.snapshot)
         found = _compare(case, decision, catalog)
         yield Verdict(case, decision, tuple(_problem(suite, case, *miss) for miss in found))

@@ -7,7 +7,6 @@ added later is compared without a word here; only what needs words of its own ha
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from decimal import Decimal
@@ -20,14 +19,23 @@ from gateway.domain.money import Rates, usd
 from gateway.policy.expressions import Expression
 from gateway.policy.language import Policy, Slo, Window
 
-Dated = tuple[tuple[dt.date, Rates], ...]
+
+class Row(Protocol):
+    """A row of a price book (`ledger.prices.Dated`): its standard rates, and whatever else."""
+
+    @property
+    def since(self) -> str: ...
+    @property
+    def base(self) -> Rates: ...
+    @property
+    def besides(self) -> str: ...
 
 
 class Book(Protocol):
     """A price book: the rows of each target, ascending by day."""
 
     @property
-    def rows(self) -> Mapping[Target, Dated]: ...
+    def rows(self) -> Mapping[Target, tuple[Row, ...]]: ...
 
 
 class Files(Protocol):
@@ -248,7 +256,7 @@ def _equivalences(files: Files) -> _Things:
 
 def _prices(files: Files) -> _Things:
     return {
-        str(target): {f"from {day.isoformat()}": _Said(_rates(rates)) for day, rates in rows}
+        str(target): {f"from {row.since}": _Said(_rates(row)) for row in rows}
         for target, rows in files.prices.rows.items()
     }
 
@@ -262,11 +270,12 @@ def _limits(files: Files) -> _Things:
     return found
 
 
-def _rates(rates: Rates) -> str:
+def _rates(row: Row) -> str:
+    rates = row.base
     cached = rates.input if rates.cached_input is None else rates.cached_input
     return (
         f"${_plain(rates.input)} in, ${_plain(cached)} cached, ${_plain(rates.output)} out per"
-        f" million tokens ({rates.basis})"
+        f" million tokens ({rates.basis}){row.besides}"
     )
 
 

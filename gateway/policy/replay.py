@@ -32,11 +32,12 @@ from __future__ import annotations
 
 import datetime as dt
 from array import array
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, nan
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from gateway.domain.catalog import Catalog, Target
 from gateway.domain.decision import BackendView, Decision, Facts, Rule, Snapshot, recalled
@@ -65,7 +66,17 @@ PASSING = frozenset(
     }
 )
 
-RatesOn = Callable[[dt.date], Mapping[Target, Rates]]
+
+class Prices(Protocol):
+    """A price book, as `ledger.prices` has it. Moments in microseconds since the epoch (UTC)."""
+
+    def in_force(self, at_us: int) -> Mapping[Target, Rates]:
+        """The rates of that moment."""
+        ...
+
+    def changes_after(self, at_us: int) -> int | None:
+        """The next moment at which any change, None where none do."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +101,11 @@ class Recorded:
     whole_ms: float | None
 
 
-class _Day(NamedTuple):
+class _Span(NamedTuple):
+    """A stretch of time in which prices stood still."""
+
+    since_us: int
+    until_us: float
     router: Router
     rates: Mapping[Target, Rates]
 
@@ -108,15 +123,15 @@ _METRICS = (Metric.TTFT, Metric.TPOT, Metric.END_TO_END)
 
 
 class Side:
-    """One set of policy files made ready to decide for any day. `rates_on` is its price book."""
+    """One set of policy files made ready to decide for any moment."""
 
     def __init__(
-        self, name: str, digest: str, policy: Policy, catalog: Catalog, rates_on: RatesOn
+        self, name: str, digest: str, policy: Policy, catalog: Catalog, prices: Prices
     ) -> None:
         self.name, self.digest = name, digest
         self.policy, self.catalog = policy, catalog
-        self._rates_on = rates_on
-        self._days: dict[int, _Day] = {}
+        self._prices = prices
+        self._spans: list[_Span] = []  # by their start; they may overlap at their ends
         self._bounds = {
             route.name: Bounds(
                 *(
@@ -128,16 +143,21 @@ class Side:
             if route.slos
         }
 
-    def on(self, at_us: int) -> _Day:
-        """Router and rates of the UTC day of `at_us`."""
-        number = at_us // _DAY_US
-        day = self._days.get(number)
-        if day is None:
-            rates = self._rates_on(_EPOCH + dt.timedelta(days=number))
-            day = next((known for known in self._days.values() if known.rates == rates), None)
-            day = day or _Day(Router.build(self.policy, self.catalog, rates), rates)
-            self._days[number] = day
-        return day
+    def on(self, at_us: int) -> _Span:
+        """Router and rates of the moment `at_us`."""
+        index = bisect_right(self._spans, at_us, key=lambda span: span.since_us)
+        if index and at_us < self._spans[index - 1].until_us:
+            return self._spans[index - 1]
+        rates, until_us = self._prices.in_force(at_us), self._prices.changes_after(at_us)
+        known = next((span.router for span in self._spans if span.rates == rates), None)
+        span = _Span(
+            at_us,
+            inf if until_us is None else until_us,
+            known or Router.build(self.policy, self.catalog, rates),
+            rates,
+        )
+        self._spans.insert(index, span)
+        return span
 
     def bounds(self, route: str) -> Bounds:
         """The service levels of a route by its name."""
@@ -267,7 +287,7 @@ class Replay:
         rates_first = self.sides[0].on(past.at_us).rates
         for number, (side, tally) in enumerate(zip(self.sides, self.tallies, strict=True)):
             own = _own_facts(side, tally, facts, past)
-            router, rates = side.on(past.at_us)
+            _, _, router, rates = side.on(past.at_us)
             if side is then and own is facts:
                 decision = again
             else:

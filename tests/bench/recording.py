@@ -68,7 +68,7 @@ def lines(count: int, *, seed: int = 1, policy: str = "balanced") -> Iterator[by
     """`count` settled requests over `DAYS` days, as journal lines in the order of arrival."""
     chance = random.Random(seed)
     files = bundle(policy)
-    side = Side("", files.digest, files.policy, files.catalog, files.prices.in_force)
+    side = Side("", files.digest, files.policy, files.catalog, files.prices)
     starts = sorted(_arrival(chance) for _ in range(count))
     snapshot: Snapshot = {}
     for number, at_us in enumerate(starts):
@@ -176,7 +176,7 @@ def _serve(files: Bundle, made: RequestRecord, order, tokens, chance: random.Ran
         made.tps = round(output * 1000 / whole_ms, 3)
     if made.stream:
         made.ttft_us, made.tpot_us = int(first_ms * 1000), round(step_ms * 1000, 3)
-    rates = next((r for day, r in reversed(files.prices.rows.get(target, ()))), None)
+    rates = next((row.base for row in reversed(files.prices.rows.get(target, ()))), None)
     if rates is not None:
         made.cost_nano_usd = cost(rates, uncached=prompt - cached, cached=cached, output=output)
         made.priced = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import json
 import shutil
 from dataclasses import replace
@@ -73,8 +72,7 @@ class Place:
         self.bundle = load(self.files, secret_present=lambda name: "TOGETHER" in name)
 
     def row(self, request_id: str, facts: Facts = FACTS, **changes) -> RequestRecord:
-        day = dt.datetime.fromtimestamp(facts.at_us / 1e6, dt.UTC).date()
-        rates = self.bundle.prices.in_force(day)
+        rates = self.bundle.prices.in_force(facts.at_us)
         router = Router.build(self.bundle.policy, self.bundle.catalog, rates)
         decision = router.decide(facts, SNAPSHOT)
         values = {

@@ -19,6 +19,7 @@ from gateway.domain.money import Rates
 from gateway.domain.outcome import RequestRecord
 from gateway.domain.request import Capability, Endpoint, ModelRequest, Usage
 from gateway.fleet.observed import Fleet
+from gateway.ledger.prices import PriceBook
 from gateway.limits import LimitIndex, LocalGate, Unlimited
 from gateway.policy.engine import Router
 from gateway.policy.language import Affinity, Behaviour, Policy, Route
@@ -174,7 +175,7 @@ def build(
         rules=Rules(
             catalog=catalog,
             router=Router.build(policy, catalog, rates),
-            rates=rates,
+            prices=PriceBook.always(rates),
             limits=LimitIndex(limits, catalog, rates),
             classifier=Classifier.build(catalog, Pool()),
             policy=policy,

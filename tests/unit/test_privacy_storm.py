@@ -24,6 +24,7 @@ from gateway.domain.errors import (
 )
 from gateway.domain.request import Endpoint, ModelRequest, Usage
 from gateway.fleet.observed import Fleet
+from gateway.ledger.prices import PriceBook
 from gateway.limits import LimitIndex
 from gateway.policy.engine import Router
 from gateway.policy.language import Hedge, Shadow
@@ -127,7 +128,7 @@ def rules_of(world: World) -> Rules:
     return Rules(
         catalog=world.catalog,
         router=Router.build(world.policy, world.catalog, world.rates),
-        rates=world.rates,
+        prices=PriceBook.always(world.rates),
         limits=LimitIndex((), world.catalog, world.rates),
         classifier=Classifier.build(world.catalog, Pool()),
         policy=world.policy,

@@ -164,6 +164,7 @@ def _lint(
     sheets: dict[Path, Sheet],
     today: dt.date,
 ) -> list[Problem]:
+    from gateway.ledger.price_file import instant
     from gateway.policy.lint import Subject, lint
     from gateway.settings import Settings, SettingsError
 
@@ -175,7 +176,7 @@ def _lint(
         Subject(
             catalog=bundle.catalog,
             policy=bundle.policy,
-            rates=bundle.prices.in_force(today),
+            rates=bundle.prices.in_force(instant(today)),
             today=today,
             catalog_file=sheets[files.catalog],
             policy_file=sheets[routing],

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from gateway.domain.catalog import Catalog
     from gateway.domain.decision import Facts, Snapshot
     from gateway.domain.outcome import RequestRecord
+    from gateway.ledger.prices import PriceBook
     from gateway.policy.explain import Explanation
 
-_MIDNIGHT_US = 5_000_000  # a worker takes the prices of a new day within so long
+_LATE_US = 5_000_000  # a worker routes by changed prices within so long
 
 
 def explain(
@@ -77,7 +78,7 @@ def _explain_file(file: Path, folder: Path, policy: str, *, as_json: bool) -> No
         at=dt.datetime.now(dt.UTC),
         limits=frozenset(limit.name for limit in bundle.limits),
     )
-    catalog, rates = given.catalog(bundle.catalog), bundle.prices.in_force(given.day)
+    catalog, rates = given.catalog(bundle.catalog), bundle.prices.in_force(given.facts.at_us)
     decision = Router.build(bundle.policy, catalog, rates).decide(given.facts, given.snapshot)
     told = take_apart(bundle.policy, catalog, rates, given.facts, given.snapshot, decision)
     privacy = bundle.catalog.privacy_classes[given.facts.privacy]
@@ -201,8 +202,8 @@ def _compare(
     from gateway.policy.explain import explain as take_apart
 
     best: _Again | None = None
-    for day in _days(row.started_at_us):
-        rates = bundle.prices.in_force(day)
+    for at_us in _moments(row.started_at_us, bundle.prices):
+        rates = bundle.prices.in_force(at_us)
         decision = Router.build(bundle.policy, catalog, rates).decide(facts, snapshot)
         found = _differences(row.decision or {}, record(decision, facts, snapshot))
         if best is None or not found:
@@ -214,16 +215,11 @@ def _compare(
     return best
 
 
-def _days(at_us: int) -> list[dt.date]:
-    """The day whose prices counted; just after midnight a worker may still have had the last's."""
-    days = [_day(at_us)]
-    if (before := _day(at_us - _MIDNIGHT_US)) != days[0]:
-        days.append(before)
-    return days
-
-
-def _day(at_us: int) -> dt.date:
-    return dt.datetime.fromtimestamp(at_us / 1e6, dt.UTC).date()
+def _moments(at_us: int, prices: PriceBook) -> list[int]:
+    """When it arrived; just after prices changed a worker may still have routed by those before."""
+    before = at_us - _LATE_US
+    changed = prices.changes_after(before)
+    return [at_us] if changed is None or changed > at_us else [at_us, before]
 
 
 def _differences(was: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:

@@ -167,7 +167,7 @@ def side(name: str, bundle: Bundle) -> Side:
     """A bundle made ready to decide."""
     from gateway.policy.replay import Side
 
-    return Side(name, bundle.digest, bundle.policy, bundle.catalog, bundle.prices.in_force)
+    return Side(name, bundle.digest, bundle.policy, bundle.catalog, bundle.prices)
 
 
 async def replayed(

@@ -143,7 +143,7 @@ def _attempt(
         made.output_tokens = chance.randint(2, 900)
         made.reasoning_tokens = chance.randint(0, made.output_tokens)
         made.usage_source = "reported" if outcome is Outcome.OK else "estimated"
-        rates = _RATES.in_force(_day(at_us)).get(Target(backend, "m"))
+        rates = _RATES.rates(Target(backend, "m"), at_us)
         if rates is not None:
             made.rates_id = rates.id
             made.cost_nano_usd = cost(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.domain.catalog import Target
 from gateway.domain.money import Rates, cost
+from gateway.ledger.price_file import instant
 from gateway.ledger.prices import load_prices
 from gateway.policy.source import ConfigErrors
 
@@ -55,15 +56,18 @@ def told(*texts: str) -> list[str]:
     ],
 )
 def test_the_row_in_force_on_a_day(day, source):
-    rates = load_prices([("p.yaml", GOOD)]).rates(BIG, dt.date.fromisoformat(day))
+    rates = load_prices([("p.yaml", GOOD)]).rates(BIG, instant(dt.date.fromisoformat(day)))
     assert (rates and rates.source) == source
 
 
 def test_a_row_as_rates():
     book = load_prices([("p.yaml", GOOD)])
-    day = dt.date(2026, 6, 1)
-    assert book.rates(BIG, day) == Rates(
-        id="api/big@2026-03-01",
+    day = instant(dt.date(2026, 6, 1))
+    big = book.rates(BIG, day)
+    assert big is not None
+    assert big.id.startswith("api/big@2026-03-01#"), "and a digest of its figures"
+    assert big == Rates(
+        id=big.id,
         input=Decimal("2.00"),
         cached_input=Decimal("0.20"),
         output=Decimal(10),
@@ -80,13 +84,13 @@ def test_a_row_as_rates():
 
 def test_unknown_is_none_and_not_zero():
     book = load_prices([("p.yaml", GOOD)])
-    assert book.rates(Target("api", "other"), dt.date(2026, 6, 1)) is None
-    assert set(book.in_force(dt.date(2026, 6, 1))) == {
+    assert book.rates(Target("api", "other"), instant(dt.date(2026, 6, 1))) is None
+    assert set(book.in_force(instant(dt.date(2026, 6, 1)))) == {
         BIG,
         Target("api", "vectors"),
         Target("home", "m"),
     }
-    assert book.in_force(dt.date(2025, 1, 1)) == {}
+    assert book.in_force(instant(dt.date(2025, 1, 1))) == {}
 
 
 REPLACED = [
@@ -99,8 +103,8 @@ REPLACED = [
     ('    output_usd_per_mtok: "15"\n', "", "11:5: prices[1]: no output_usd_per_mtok; set input_only: true where nothing is generated"),
     ('output_usd_per_mtok: "15"', 'output_usd_per_mtok: "15"\n    input_only: true', "15:5: prices[1].output_usd_per_mtok: contradicts input_only"),
     ('output_usd_per_mtok: "15"', 'output_usd_per_mtok: "15"\n    free: true', "16:5: prices[1].free: but no price is 0"),
-    ("from: 2026-03-01", "from: 1.3.2026", "5:11: prices[0].from: expected a date, YYYY-MM-DD, not '1.3.2026'"),
-    ("from: 2026-03-01", "from: 2026-02-30", "5:11: prices[0].from: expected a date, YYYY-MM-DD, not '2026-02-30'"),
+    ("from: 2026-03-01", "from: 1.3.2026", "5:11: prices[0].from: expected a date, YYYY-MM-DD, or a moment like 2026-11-01T12:00:00Z, not '1.3.2026'"),
+    ("from: 2026-03-01", "from: 2026-02-30", "5:11: prices[0].from: expected a date, YYYY-MM-DD, or a moment like 2026-11-01T12:00:00Z, not '2026-02-30'"),
     ("from: 2026-03-01", "form: 2026-03-01", "5:5: prices[0].form: unknown key 'form'; did you mean 'from'?"),
     ("from: 2026-03-01", "from: 2026-01-01", "11:5: prices[1]: a second price of api/big from 2026-01-01; first at 0.yaml:3:5"),
     ("    source: an older list\n", "", "11:5: prices[1].source: missing key 'source'"),
@@ -138,6 +142,8 @@ def test_the_row_in_force_is_the_latest_that_has_begun(days, at):
         f'output_usd_per_mtok: "1", source: "{day}", read_on: {day}}}\n'
         for day in days
     )
-    rates = load_prices([("p.yaml", f"version: 1\nprices:\n{rows}")]).rates(Target("b", "m"), at)
+    rates = load_prices([("p.yaml", f"version: 1\nprices:\n{rows}")]).rates(
+        Target("b", "m"), instant(at)
+    )
     begun = [day for day in days if day <= at]
     assert (rates.source if rates else None) == (str(max(begun)) if begun else None)

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.domain.catalog import Target
 from gateway.domain.money import Rates
+from gateway.ledger.price_file import instant
 from gateway.policy.cases import load_cases, load_given, run
 from gateway.policy.catalog import load_catalog
 from gateway.policy.language import load_policy
@@ -43,9 +44,9 @@ default: {by: cheapest}
 NOVEMBER, DECEMBER = dt.date(2026, 11, 1), dt.date(2026, 12, 1)
 
 
-def rates(day: dt.date) -> dict[Target, Rates]:
+def rates(at_us: int) -> dict[Target, Rates]:
     """The API is cheapest, until December."""
-    api = "9" if day >= DECEMBER else "1"
+    api = "9" if at_us >= instant(DECEMBER) else "1"
     prices = {"home": "3", "host": "2", "api": api}
     return {
         Target(name, "m"): Rates(id=name, input=Decimal(price), output=Decimal(0))

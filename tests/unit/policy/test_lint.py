@@ -9,6 +9,7 @@ import pytest
 
 from gateway.domain.catalog import Target
 from gateway.domain.money import Rates
+from gateway.ledger.price_file import instant
 from gateway.ledger.prices import load_prices
 from gateway.policy.catalog import load_catalog
 from gateway.policy.language import load_policy
@@ -77,7 +78,7 @@ def told(
     loaded = load_catalog(catalog, source="catalog.yaml", secret_present=lambda _: True)
     bounds = load_limits(limits, source="limits.yaml", catalog=loaded) if limits else ()
     names = frozenset(limit.name for limit in bounds)
-    rates: Mapping[Target, Rates] = load_prices([("prices.yaml", prices)]).in_force(TODAY)
+    rates: Mapping[Target, Rates] = load_prices([("prices.yaml", prices)]).in_force(instant(TODAY))
     subject = Subject(
         catalog=loaded,
         policy=load_policy(policy, source="p.yaml", catalog=loaded, limits=names),

@@ -381,7 +381,7 @@ def test_the_traffic_the_tests_replay_is_as_the_gateway_records_it():
     rows = [RequestRecord(**orjson.loads(line)) for line in lines(50)]
     assert all(a.started_at_us <= b.started_at_us for a, b in pairwise(rows))
     made = bundle("balanced")
-    side = Side("", "", made.policy, made.catalog, made.prices.in_force)
+    side = Side("", "", made.policy, made.catalog, made.prices)
     for row in rows:
         facts, snapshot = recalled(row.decision)
         again = side.on(row.started_at_us).router.decide(facts, snapshot)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from dataclasses import replace
 from itertools import pairwise
 from math import inf, isnan, sqrt
@@ -17,6 +16,7 @@ from gateway.domain.catalog import Target
 from gateway.domain.decision import BackendView, record
 from gateway.domain.money import cost
 from gateway.domain.request import Usage
+from gateway.ledger.prices import Dated, PriceBook
 from gateway.ledger.recorded import from_row
 from gateway.policy.chance import below, mixed, one_of_each
 from gateway.policy.comparison import NO_ANSWER, Period, compare, interval, percentile
@@ -42,7 +42,13 @@ PRICES = prices(a=3, b=2, c=1)  # thousands of nano-USD for a token of the promp
 
 def side(name: str = "x", *routes, catalog=CATALOG, rates=PRICES, **default) -> Side:
     made = policy(*routes, **default)
-    return Side(name, name, made, catalog, rates if callable(rates) else lambda _: rates)
+    return Side(
+        name,
+        name,
+        made,
+        catalog,
+        rates if isinstance(rates, PriceBook) else PriceBook.always(rates),
+    )
 
 
 IN_ORDER = side("in order", by=By.ORDER)  # a, b, c
@@ -109,7 +115,16 @@ def test_what_nobody_had_measured_is_tried_out_once_and_no_flood_follows():
 
 def test_prices_are_those_of_the_day_of_the_request():
     later = prices(a=3, b=2, c=4)  # from the second day on c is the dearest
-    dated = side("dated", by=By.CHEAPEST, rates=lambda day: PRICES if day.day == 1 else later)
+    book = PriceBook(
+        {
+            target: (
+                Dated(from_us=0, until_us=DAY_US, base=PRICES[target]),
+                Dated(from_us=DAY_US, until_us=None, base=later[target]),
+            )
+            for target in PRICES
+        }
+    )
+    dated = side("dated", by=By.CHEAPEST, rates=book)
     replay = replayed([IN_ORDER, dated], past(), past(at_us=DAY_US), past(at_us=2 * DAY_US))
     assert chosen(replay, 1) == ["c", "b", "b"]
     assert list(replay.columns.cost[1]) == [
@@ -117,7 +132,6 @@ def test_prices_are_those_of_the_day_of_the_request():
         for rates, target in ((PRICES, C), (later, B), (later, B))
     ]
     assert dated.on(DAY_US).router is dated.on(2 * DAY_US).router, "same prices, same tables"
-    assert dt.date(1970, 1, 1) == dt.datetime.fromtimestamp(0, dt.UTC).date()
 
 
 def test_a_side_with_other_prices_is_priced_anew_even_where_nothing_moves():
@@ -305,7 +319,7 @@ def traffic() -> list[Recorded]:
 
 def shipped(name: str) -> Side:
     made = bundle(name)
-    return Side(name, made.digest, made.policy, made.catalog, made.prices.in_force)
+    return Side(name, made.digest, made.policy, made.catalog, made.prices)
 
 
 @pytest.fixture(scope="module")
@@ -363,7 +377,7 @@ def test_the_seed_decides_and_nothing_else(replay):
 def test_any_two_worlds_can_be_compared(seeds):
     """Whatever the files say, a replay ends in figures that add up."""
     sides = [
-        Side(str(n), str(n), one.policy, one.catalog, lambda _, one=one: one.rates)
+        Side(str(n), str(n), one.policy, one.catalog, PriceBook.always(one.rates))
         for n, one in enumerate(seeds)
     ]
     requests = []

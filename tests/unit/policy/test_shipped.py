@@ -17,6 +17,7 @@ from gateway.domain.catalog import Kind, Target
 from gateway.domain.decision import Facts
 from gateway.domain.request import Endpoint
 from gateway.ledger import prices
+from gateway.ledger.price_file import instant
 from gateway.policy import cases, language
 from gateway.policy import catalog as catalog_module
 from gateway.policy import limits as limits_module
@@ -25,7 +26,7 @@ from gateway.policy.engine import Router
 from gateway.policy.language import load_policy
 
 POLICIES = Path(__file__).parents[3] / "policies"
-TODAY = dt.date(2026, 11, 23)  # when the shipped figures were read
+TODAY = instant(dt.date(2026, 11, 23))  # when the shipped figures were read
 ROUTING = routing_files(POLICIES)
 FILES = sorted(POLICIES.rglob("*.yaml"))
 SCHEMAS = {

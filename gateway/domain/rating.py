@@ -1,0 +1,39 @@
+"""Rating: what a backend metered, at the rates that held. Pure.
+
+Owns the way from `Usage` to quantities, one per meter, each token in exactly one.
+"""
+
+from __future__ import annotations
+
+from gateway.domain.money import Meter, NanoUSD, Rates, cost, rate
+from gateway.domain.request import Usage
+
+
+def quantities(usage: Usage) -> dict[Meter, int]:
+    """So much of each meter, those of 0 left out."""
+    counted = {
+        Meter.INPUT: usage.uncached,
+        Meter.CACHE_READ: usage.cached,
+        Meter.OUTPUT: usage.output - usage.reasoning,
+        Meter.REASONING: usage.reasoning,
+        **usage.others,
+    }
+    return {meter: count for meter, count in counted.items() if count}
+
+
+def charge(rates: Rates, usage: Usage) -> tuple[str, NanoUSD]:
+    """The id of the rates that held and what the usage costs at them; equal to `rate`.
+
+    Raises Unpriced where a meter or the service tier has no known price.
+    """
+    if (
+        usage.others
+        or usage.service_tier is not None
+        or rates.marginal
+        or (usage.reasoning and Meter.REASONING in rates.others)
+    ):
+        made = rate(rates, quantities(usage), service_tier=usage.service_tier)
+        return made.rates_id, made.nano
+    held = rates.under(usage.prompt) if rates.tiers else rates
+    nano = cost(held, uncached=usage.uncached, cached=usage.cached, output=usage.output)
+    return held.id, nano
