@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gateway.backends.base import Call, Piece, Reply
 from gateway.domain.catalog import Backend, Target
@@ -94,7 +94,11 @@ class Attempt:
 
     def weigh(self, rates: Rates | None) -> Usage:
         """Put usage and its cost on the record, at the rates that held when the request came."""
-        usage = self.progress.usage or estimate(self.request, self.progress)
+        usage = self.progress.usage
+        if usage is None or not usage.reported:
+            usage = estimate(self.request, self.progress)
+        if usage.contradiction is not None:
+            log.warning("%s: usage does not add up: %s", self.backend.name, usage.contradiction)
         record = self.record
         record.uncached_tokens, record.cached_tokens = usage.uncached, usage.cached
         record.output_tokens, record.reasoning_tokens = usage.output, usage.reasoning
@@ -169,12 +173,17 @@ def _tighter(backend_ms: int, route_ms: int | None) -> float:
 def estimate(request: ModelRequest, progress: Progress) -> Usage:
     """Tokens counted by us where the backend reported none: flagged, never 0 for something said.
 
+    What it reported before it was cut off counts as reported, its prompt above all.
+
     A stream brings about one token a chunk; where chunks are plainly larger (over two tokens'
     worth of characters each), and for a whole answer, the characters count.
     """
     by_chars = -(-progress.chars // CHARS_PER_TOKEN)
     output = progress.chunks if by_chars <= 2 * progress.chunks else by_chars
-    return Usage(request.prompt_tokens, 0, output, reported=False)
+    known = progress.usage
+    if known is None:
+        return Usage(request.prompt_tokens, 0, output, reported=False)
+    return replace(known, output=max(known.output, output), reported=False)
 
 
 def us(seconds: float) -> int:

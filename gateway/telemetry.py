@@ -28,7 +28,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from gateway.domain.money import NANO_PER_USD
+from gateway.domain.money import NANO_PER_USD, TOKEN_METERS
 from gateway.domain.outcome import RequestRecord
 
 # name -> (help, labels)
@@ -41,7 +41,18 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Dispatches to a backend by how they ended; more than requests means masked failures",
         ("backend", "outcome"),
     ),
-    "weighbridge_tokens": ("Tokens as billed", ("backend", "model", "direction")),
+    "weighbridge_tokens": (
+        "Tokens as billed; reasoning is a part of output, the others are in nothing else",
+        ("backend", "model", "direction"),
+    ),
+    "weighbridge_metered": (
+        "What is billed and is no token: searches, seconds, pictures",
+        ("backend", "model", "meter"),
+    ),
+    "weighbridge_usage_contradictions": (
+        "Attempts whose backend stated usage that does not add up; read with caution, and billed",
+        ("backend",),
+    ),
     "weighbridge_cost_usd": ("Cost booked, in US dollars", ("backend", "model")),
     "weighbridge_unpriced_requests": (
         "Requests with tokens but without a known price: never booked as 0",
@@ -67,6 +78,7 @@ _SELDOM = (
     "weighbridge_canary_reverts",
     "weighbridge_limit_alerts",
     "weighbridge_shadow_requests",
+    "weighbridge_usage_contradictions",
 )
 HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
     "weighbridge_ttft_seconds": (
@@ -145,6 +157,7 @@ class Telemetry:
         self._requests: dict[tuple[str, ...], _Series] = {}
         self._targets: dict[tuple[str, str], _Series] = {}
         self._attempts: dict[tuple[str, ...], _Series] = {}
+        self._meters: dict[tuple[str, ...], _Series] = {}  # those that few requests touch
         self._overhead = [0.0] * (len(_OVERHEAD_BUCKETS) + 2)
         self._policy: list[Any] = []  # slot, name, digest and number of what is in force
         self._seldom: dict[str, dict[tuple[str, ...], _Series]] = {name: {} for name in _SELDOM}
@@ -187,6 +200,8 @@ class Telemetry:
             values[1] += record.cached_tokens or 0
             values[2] += record.output_tokens
             values[3] += record.reasoning_tokens or 0
+            for meter, count in (record.other_meters or {}).items():
+                self._count(self._meters, (backend, model, meter), count)
             if not record.priced:
                 values[_UNPRICED] += 1
         if record.ttft_us is not None:
@@ -203,13 +218,15 @@ class Telemetry:
         return series.values
 
     @staticmethod
-    def _count(family: dict[tuple[str, ...], _Series], labels: tuple[str, ...]) -> None:
+    def _count(
+        family: dict[tuple[str, ...], _Series], labels: tuple[str, ...], count: int = 1
+    ) -> None:
         series = family.get(labels)
         if series is None:
             if len(family) >= SERIES_MAX:
                 labels = ("other",) * len(labels)
             series = family.setdefault(labels, _Series(labels, 1))
-        series.values[0] += 1
+        series.values[0] += count
 
     def policy(self, number: int, name: str, digest: str) -> None:
         """This policy version is in force in this worker."""
@@ -227,6 +244,10 @@ class Telemetry:
     def limit_alert(self, limit: str, share: float) -> None:
         """A holder of a limit has reached a share of it."""
         self._happened("weighbridge_limit_alerts", limit, f"{share:g}")
+
+    def usage_contradiction(self, backend: str) -> None:
+        """What a backend stated of one attempt's usage does not add up."""
+        self._happened("weighbridge_usage_contradictions", backend)
 
     def shadow(self, record: RequestRecord) -> None:
         """A copy has ended."""
@@ -261,6 +282,7 @@ class Telemetry:
             "requests": [[s.labels, s.values] for s in self._requests.values()],
             "targets": [[s.labels, s.values] for s in self._targets.values()],
             "attempts": [[s.labels, s.values] for s in self._attempts.values()],
+            "meters": [[s.labels, s.values] for s in self._meters.values()],
             "overhead": [[(), self._overhead]],
             **{
                 name: [[s.labels, s.values] for s in family.values()]
@@ -319,14 +341,15 @@ class _Page(Collector):
         ):
             yield _counter(name, ((k, v[0]) for k, v in self._tallies.get(family, {}).items()))
         targets = self._tallies.get("targets", {})
-        yield _counter(
-            "weighbridge_tokens",
-            (
-                ((*labels, direction), values[at])
-                for labels, values in targets.items()
-                for at, direction in enumerate(_DIRECTIONS)
-            ),
-        )
+        tokens = [
+            ((*labels, direction), values[at])
+            for labels, values in targets.items()
+            for at, direction in enumerate(_DIRECTIONS)
+        ]
+        meters = [(labels, values[0]) for labels, values in self._tallies.get("meters", {}).items()]
+        tokens += [row for row in meters if row[0][2] in TOKEN_METERS]
+        yield _counter("weighbridge_tokens", tokens)
+        yield _counter("weighbridge_metered", (r for r in meters if r[0][2] not in TOKEN_METERS))
         yield _counter(
             "weighbridge_cost_usd", ((k, v[_COST] / NANO_PER_USD) for k, v in targets.items())
         )

@@ -15,8 +15,8 @@ INVARIANTS, held by the contract suite in `tests/contract/test_wires.py` for eve
   `streamed`, the whole JSON body in one piece when not. The model's name in them is the alias.
   The closing `data: [DONE]` is never in them: it may go out only after the ledger has the row, so
   the api layer writes it.
-- Usage is always asked for; it comes as `Piece.usage` and is stripped from the bytes when the
-  client did not ask.
+- Usage is always asked for; it comes as `Piece.usage`, each token in one meter (`usage`), and is
+  stripped from the bytes when the client did not ask.
 - `close` may be called at any time, in any state, more than once, without awaiting; it ends the
   upstream call at once. After the last piece it costs nothing.
 """
@@ -97,7 +97,8 @@ class Piece:
     `content`: holds something the model said (text, tool call, refusal, reasoning), so the
     request is committed to this backend. `content_chunks`/`content_chars`: how many content
     events and characters, for TPOT and for a flagged estimate when usage never comes.
-    `finished`: a finish_reason was seen (or the body was whole). `usage`: as reported.
+    `finished`: a finish_reason was seen (or the body was whole). `usage`: all that was reported so
+    far; before the end it is a part, marked `reported=False`, unless the backend vouches for it.
     """
 
     data: bytes

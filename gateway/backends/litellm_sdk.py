@@ -58,7 +58,7 @@ from gateway.backends.http_client import (
     read_all,
 )
 from gateway.backends.http_fast import FastHttpClient
-from gateway.backends.openai_body import said, usage_of, whole_chars
+from gateway.backends.openai_body import said, whole_chars
 from gateway.backends.openai_http import (
     ERROR_BYTES_MAX,
     ERROR_S_MAX,
@@ -67,6 +67,7 @@ from gateway.backends.openai_http import (
     network_of,
 )
 from gateway.backends.upstream_errors import clean, from_event, from_status, from_transport
+from gateway.backends.usage import Heard, merged, usage_of
 from gateway.domain.catalog import Backend
 from gateway.domain.errors import (
     UpstreamBroken,
@@ -76,7 +77,7 @@ from gateway.domain.errors import (
     UpstreamRejected,
     UpstreamTimeout,
 )
-from gateway.domain.request import Endpoint, Usage
+from gateway.domain.request import Endpoint, ModelRequest, Usage
 
 _CALL_S_EXTRA: Final = 5.0
 """What litellm may take beside the wire: its own waits know no deadline of ours."""
@@ -588,7 +589,7 @@ class LitellmWire:
                 if request.stream:
                     return await _StreamReply.start(answer, exchange, call)
             await exchange.farewell()
-            return _WholeReply(_whole(answer, request.alias))
+            return _WholeReply(_whole(answer, request))
         except UpstreamError:
             exchange.close()
             raise
@@ -694,6 +695,7 @@ class _StreamReply:
         "_exchange",
         "_finish_late",
         "_finished",
+        "_heard",
         "_id",
         "_primed",
         "_request_id",
@@ -713,6 +715,7 @@ class _StreamReply:
         self._choices: set[int] = set()
         self._finish_late: dict[int, str] | None = None
         self._usage: dict[str, Any] = {}
+        self._heard = Heard(call.request.prompt_tokens)
         self._finished = self._ended = False
         self._primed: Piece | None = None
 
@@ -759,11 +762,14 @@ class _StreamReply:
         piece = Piece(b"")
         raw_usage = document.pop("usage", None)
         if isinstance(raw_usage, dict):
-            piece.usage = self._learn(raw_usage)
+            self._usage = merged(self._usage, raw_usage)
+            self._heard.figures(_reported(self._usage))
+        self._heard.tier(document)
         if self._id is None and (known := document.get("id")):
             self._id, self._created = known, document.get("created") or self._created
         choices = [c for c in document.get("choices") or () if self._tidy(c, piece)]
         self._finished = self._finished or piece.finished
+        piece.usage = self._heard.news(whole=self._finished)
         if piece.content or self._finished:
             self._exchange.spoke()
         if choices:
@@ -797,14 +803,6 @@ class _StreamReply:
             piece.content_chars += chars
         return True
 
-    def _learn(self, raw: dict[str, Any]) -> Usage | None:
-        """Usage may come in parts (Anthropic: input first, output last); figures only grow."""
-        for name, value in raw.items():
-            known = self._usage.get(name)
-            if not (isinstance(known, int) and isinstance(value, int) and value < known):
-                self._usage[name] = value
-        return _reported(self._usage)
-
     async def _end(self) -> Piece | None:
         self._ended = True
         if not (self._exchange.ended or self._finished):
@@ -812,7 +810,7 @@ class _StreamReply:
                 "The backend ended the stream before it was finished.", detail=self._backend
             )
         await self._exchange.farewell()
-        last = Piece(b"")
+        last = Piece(b"", usage=self._heard.news(whole=True))
         if self._finish_late:
             choices = [
                 {"index": index, "delta": {}, "finish_reason": finish}
@@ -821,7 +819,7 @@ class _StreamReply:
             last.data, last.finished = self._event({}, choices), True
         if self._usage_wanted and _reported(self._usage) is not None:
             last.data += self._event({}, [], usage=self._usage)
-        return last if last.data else None
+        return last if last.data or last.usage is not None else None
 
     def _event(self, document: dict[str, Any], choices: list[Any], **more: object) -> bytes:
         named = {
@@ -895,12 +893,15 @@ class _WholeReply:
         """Nothing runs any more."""
 
 
-def _whole(answer: Any, alias: str) -> Piece:
+def _whole(answer: Any, request: ModelRequest) -> Piece:
     document: dict[str, Any] = answer.model_dump(exclude_none=True, warnings=False)
-    document["model"] = alias
+    document["model"] = request.alias
+    heard = Heard(request.prompt_tokens)
+    heard.tier(document)
     usage = _reported(document.get("usage") or {})
     if usage is None:
         document.pop("usage", None)
+    heard.figures(usage)
     for choice in document.get("choices") or ():
         _lift(choice)
         if isinstance(message := choice.get("message"), dict):
@@ -911,5 +912,5 @@ def _whole(answer: Any, alias: str) -> Piece:
         content=True,
         content_chars=whole_chars(document),
         finished=True,
-        usage=usage,
+        usage=heard.news(whole=True),
     )

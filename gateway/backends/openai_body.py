@@ -1,7 +1,7 @@
-"""What the JSON of the OpenAI wire means: usage, speech, the model's name. For every wire.
+"""What the JSON of the OpenAI wire means: speech, the model's name. For every wire.
 
-Source: OpenAI's API reference (chat completion object and chunk, legacy completions, usage), and
-the fields that vLLM, llama.cpp and reasoning vendors add (`reasoning_content`, `reasoning`).
+Source: OpenAI's API reference (chat completion object and chunk, legacy completions), and the
+fields that vLLM, llama.cpp and reasoning vendors add (`reasoning_content`, `reasoning`).
 """
 
 from __future__ import annotations
@@ -9,26 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-
-from gateway.domain.request import Usage
-
-
-def usage_of(raw: object) -> Usage | None:
-    """OpenAI's usage object. None where it is absent or not one (a wrong figure is no figure)."""
-    if not isinstance(raw, dict):
-        return None
-    prompt, output = raw.get("prompt_tokens"), raw.get("completion_tokens", 0)
-    if type(prompt) is not int or type(output) is not int or prompt < 0 or output < 0:
-        return None
-    cached = _detail(raw.get("prompt_tokens_details"), "cached_tokens")
-    reasoning = _detail(raw.get("completion_tokens_details"), "reasoning_tokens")
-    cached = min(cached, prompt)
-    return Usage(prompt - cached, cached, output, min(reasoning, output))
-
-
-def _detail(details: object, name: str) -> int:
-    value = details.get(name) if isinstance(details, dict) else None
-    return value if type(value) is int and value > 0 else 0
 
 
 class Renamer:

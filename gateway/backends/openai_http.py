@@ -32,9 +32,10 @@ from gateway.backends.http_client import (
     TransportError,
     read_all,
 )
-from gateway.backends.openai_body import Renamer, said, usage_of, whole_chars
+from gateway.backends.openai_body import Renamer, said, whole_chars
 from gateway.backends.sse import EventStream, EventTooLarge
 from gateway.backends.upstream_errors import from_event, from_status, from_transport
+from gateway.backends.usage import Heard
 from gateway.domain.catalog import Backend, Kind
 from gateway.domain.errors import (
     UpstreamBroken,
@@ -223,6 +224,7 @@ class _StreamReply:
         "_error",
         "_events",
         "_finished",
+        "_heard",
         "_idle_s_max",
         "_primed",
         "_rename",
@@ -241,6 +243,7 @@ class _StreamReply:
         options = call.request.document.get("stream_options") or {}
         self._running_usage_wanted = bool(options.get("continuous_usage_stats"))
         self._usage_event: dict[str, Any] | None = None
+        self._heard = Heard(call.request.prompt_tokens, vouched=call.backend.continuous_usage)
         self._alias = call.request.alias
         self._rename = Renamer(self._alias)
         self._events = EventStream()
@@ -344,6 +347,7 @@ class _StreamReply:
                 break
             self._read(payload, document, piece, out)
         self._finished = self._finished or piece.finished
+        piece.usage = self._heard.news(whole=self._finished or self._ended)
         if piece.content or self._finished:
             self._deadline = self._clock() + self._idle_s_max
         if not out:
@@ -358,13 +362,12 @@ class _StreamReply:
         raw_usage = document.get("usage")
         if choices is None and raw_usage is None:
             return  # a ping, a notice: not a chunk, and SDKs fail on what is not one
-        if raw_usage is not None:
-            piece.usage = usage_of(raw_usage) or piece.usage
-            if not (choices and self._running_usage_wanted):
-                self._take_usage(document, raw_usage)
-                if not choices:
-                    return
-                payload = orjson.dumps(document)
+        self._heard.read(document)
+        if raw_usage is not None and not (choices and self._running_usage_wanted):
+            self._take_usage(document, raw_usage)
+            if not choices:
+                return
+            payload = orjson.dumps(document)
         if choices:
             for choice in choices:
                 if type(choice) is not dict:
@@ -428,13 +431,15 @@ class _WholeReply:
             )
         if document.get("error"):
             raise from_event(document, backend)
+        heard = Heard(call.request.prompt_tokens)
+        heard.read(document)
         return cls(
             Piece(
                 data=Renamer(call.request.alias)(body, document),
                 content=True,
                 content_chars=whole_chars(document),
                 finished=True,
-                usage=usage_of(document.get("usage")),
+                usage=heard.news(whole=True),
             )
         )
 

@@ -127,7 +127,9 @@ class Script:
     usage: Usage = "null_each_chunk"
     usage_unasked: bool = False  # also without stream_options
     usage_details: bool = True
+    usage_as: str = ""  # a JSON object told in place of the usage that was counted
     cached_tokens: int = 0
+    service_tier: str = ""  # beside the usage, as OpenAI tells it
 
     # When. A non-streamed answer takes as long as its stream would.
     head_delay_s: float = 0.0
@@ -539,6 +541,8 @@ class _Answer(NamedTuple):
         """The JSON text with the identity left blank; with no `usage` the field is absent."""
         body: Json = {"model": self.ask.model, "system_fingerprint": _FINGERPRINT}
         body["choices"] = choices
+        if self.script.service_tier:
+            body["service_tier"] = self.script.service_tier
         if usage:
             body["usage"] = usage[0]
         return b"{" + self.blank + b"," + orjson.dumps(body)[1:]
@@ -546,6 +550,8 @@ class _Answer(NamedTuple):
     def usage(self, tokens: int) -> Json:
         """The usage object when `tokens` were said besides those that stay hidden."""
         script, hidden = self.script, self.hidden * len(self.said)
+        if script.usage_as:
+            return cast("Json", orjson.loads(script.usage_as))
         shown = script.reasoning_tokens * len(self.said) if script.reasoning_field else 0
         prompt, completion = self.ask.prompt_tokens, tokens + hidden
         usage: Json = {"prompt_tokens": prompt, "completion_tokens": completion}

@@ -66,8 +66,10 @@ class Usage:
     `others` are the meters that few requests touch (cache writes, audio, searches), tokens or
     not; what is in them is in none of the other counts, and none of them is 0.
     `service_tier` is the tier the backend says it served, None where it says nothing.
-    `reported` is False where the backend gave no usage and we counted ourselves: such a row is
-    flagged, never priced as 0.
+    `reported` is False where the backend gave no usage, or not all of it, and we counted ourselves:
+    such a row is flagged, never priced as 0.
+    `contradiction` says what of the backend's figures does not add up, None where all does; they
+    are then read so that nothing is left out which it may bill.
     """
 
     uncached: int
@@ -77,6 +79,7 @@ class Usage:
     reported: bool = True
     others: Mapping[Meter, int] = field(default_factory=dict)
     service_tier: str | None = None
+    contradiction: str | None = None
 
     @property
     def prompt(self) -> int:

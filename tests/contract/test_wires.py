@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,7 +36,8 @@ from gateway.domain.errors import (
     UpstreamRejected,
     UpstreamUnreachable,
 )
-from gateway.domain.request import Endpoint
+from gateway.domain.money import Meter
+from gateway.domain.request import Endpoint, Usage
 from tests.contract.wire_cases import (
     ALIAS,
     BEFORE_BODY,
@@ -44,6 +45,7 @@ from tests.contract.wire_cases import (
     SECRET,
     STREAMED,
     TEXT,
+    USAGES,
     WHOLE,
     Answer,
     Ends,
@@ -409,6 +411,44 @@ async def test_cached_and_reasoning_tokens(wire: Wire, vendor: ScriptedVendor, s
     )
 
 
+@pytest.mark.parametrize("form", ["stream", "byte by byte", "whole"])
+@pytest.mark.parametrize("name", USAGES)
+async def test_every_token_is_in_one_meter(
+    wire: Wire, vendor: ScriptedVendor, name: str, form: str
+):
+    told, metered = USAGES[name]
+    tier = "flex" if name == "cached" else "default"
+    vendor.scripts["m"] = script(
+        usage_as=orjson.dumps(told).decode(),
+        service_tier=tier,
+        slice_bytes=1 if form == "byte by byte" else 0,
+        slice_gap_s=0.0,
+    )
+    answer = await drive(wire, call(vendor.url, "m", stream=form != "whole"))
+    assert answer.error is None, answer.error.detail
+    assert answer.usage == replace(metered, service_tier=None if tier == "default" else tier)
+    assert answer.text() == TEXT
+
+
+@pytest.mark.parametrize("told_in_each", [True, False])
+async def test_usage_that_runs_along_is_whole_only_where_that_is_vouched_for(
+    wire: Wire, vendor: ScriptedVendor, told_in_each: bool
+):
+    vendor.scripts["m"] = replace(VLLM, text=TEXT, fault="reset", fault_after=3, usage_unasked=True)
+    if not told_in_each:
+        vendor.scripts["m"] = script(fault="reset", fault_after=3, service_tier="priority")
+    where = backend(vendor.url, continuous_usage=told_in_each)
+    answer = await drive(wire, call(where, "m"))
+    assert answer.text() == "one two three"
+    usage = answer.usage
+    vouched = told_in_each and isinstance(wire, OpenAIHttpWire)
+    assert usage.reported == vouched
+    if told_in_each:
+        assert (usage.prompt, usage.output) == (vendor.log[-1].prompt_tokens, 3)
+    else:  # the tier is known, the tokens are ours to count
+        assert (usage.prompt, usage.output, usage.service_tier) == (4, 0, "priority")
+
+
 TOOLS = (("weigh", '{"cart": 7, "note": "été \\"x\\""}'), ("book", '{"grams": 12}'))
 
 
@@ -687,6 +727,7 @@ RECORDED = {
     "wide": script(text=SCRIPTS["split_utf8"].text, split_utf8=True),
     "crlf": script(line_end="\r\n", bom=True, event_ids=True),
     "multiline": script(multiline=True),
+    "metered": script(usage_as=orjson.dumps(USAGES["audio"][0]).decode(), service_tier="flex"),
 }
 
 
@@ -752,6 +793,8 @@ def test_a_stream_byte_by_byte(recordings, loop):
         whole = loop.run_until_complete(drive(canned_wire([stream]), what))
         assert cut.error is None
         assert cut.data == whole.data
+        assert cut.usage == whole.usage
+        assert whole.usage.reported
 
 
 # ---- litellm_sdk: tamed ----------------------------------------------------------------------
@@ -908,6 +951,41 @@ async def test_a_cut_stream_gets_no_invented_end(litellm_wire, vendor: ScriptedV
     assert type(answer.error) is UpstreamBroken
     assert answer.text() == "seven kilos"
     assert not any(choice["finish_reason"] for choice in answer.choices())
+    # It told what the prompt was when it began, and of the output only how it began.
+    assert answer.usage == Usage(11, 4, 1, reported=False)
+
+
+@in_litellm
+@pytest.mark.parametrize("stream", [True, False])
+async def test_anthropics_meters(litellm_wire, vendor: ScriptedVendor, stream: bool):
+    first = {
+        "input_tokens": 2048,
+        "cache_read_input_tokens": 1800,
+        "cache_creation_input_tokens": 248,
+        "cache_creation": {"ephemeral_5m_input_tokens": 148, "ephemeral_1h_input_tokens": 100},
+        "output_tokens": 1,
+        "service_tier": "priority",
+    }
+    last = {"output_tokens": 503, "server_tool_use": {"web_search_requests": 2}}
+    if stream:
+        message = {**STARTED[0]["message"], "usage": first}
+        delta = {**ENDED[1], "usage": last}
+        body = sse({**STARTED[0], "message": message}, *STARTED[1:], ENDED[0], delta, ENDED[2])
+        kind = "text/event-stream"
+    else:
+        message = {**STARTED[0]["message"], "usage": first | last, "stop_reason": "end_turn"}
+        body = orjson.dumps({**message, "content": [{"type": "text", "text": "seven"}]})
+        kind = "application/json"
+    vendor.pages["/v1/messages"] = Page(200, kind, body)
+    answer = await drive(litellm_wire, call(anthropic(vendor), "claude-x", stream=stream))
+    assert answer.error is None, answer.error.detail
+    writes = {Meter.CACHE_WRITE_5M: 148, Meter.CACHE_WRITE_1H: 100}
+    whole = Usage(2048, 1800, 503, others={**writes, Meter.SEARCH_CALL: 2}, service_tier="priority")
+    assert answer.usage == whole
+    assert answer.usage.prompt == 4096
+    if stream:
+        early = next(piece.usage for piece in answer.pieces if piece.usage)
+        assert early == replace(whole, output=1, others=writes, reported=False)
 
 
 @in_litellm
@@ -961,9 +1039,47 @@ async def test_gemini_speaks_openai(litellm_wire, vendor: ScriptedVendor, word: 
     assert answer.text() == 'seven kilos, \\"finishReason\\"!'
     finishes = [choice["finish_reason"] for choice in answer.choices()]
     assert finishes == [None] * (len(finishes) - 1) + [finish]
-    assert (answer.usage.prompt, answer.usage.output) == (9, 5)
+    assert answer.usage == Usage(9, 0, 5)
     assert len(answer.shown_usage) == 1
     assert vendor.log[-1].headers["x-goog-api-key"] == SECRET
+
+
+@in_litellm
+@pytest.mark.parametrize("grounded", [True, False], ids=["grounded", "not grounded"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_geminis_meters(litellm_wire, vendor: ScriptedVendor, stream: bool, grounded: bool):
+    """Thoughts are beside the candidates, the cache inside the prompt; what a grounded answer
+    fetched is not billed as input, what other tools fetched is."""
+    figures = {
+        "promptTokenCount": 100,
+        "cachedContentTokenCount": 40,
+        "toolUsePromptTokenCount": 10,
+        "candidatesTokenCount": 198,
+        "thoughtsTokenCount": 405,
+        "totalTokenCount": 713,
+        "promptTokensDetails": [
+            {"modality": "TEXT", "tokenCount": 70},
+            {"modality": "AUDIO", "tokenCount": 30},
+        ],
+    }
+    candidate = {
+        "content": {"role": "model", "parts": [{"text": "seven"}]},
+        "index": 0,
+        "finishReason": "STOP",
+    }
+    if grounded:
+        candidate["groundingMetadata"] = {"webSearchQueries": ["weight of a cart"]}
+    document = orjson.dumps({"candidates": [candidate], "usageMetadata": figures})
+    page = Page(200, "application/json", document)
+    if stream:
+        page = Page(200, "text/event-stream", b"data: %b\n\n" % document)
+    vendor.pages[GEMINI_PATH if stream else "/v1beta/models/gem:generateContent"] = page
+    answer = await drive(litellm_wire, call(gemini(vendor), "gem", stream=stream))
+    assert answer.error is None, answer.error.detail
+    others = {Meter.INPUT_AUDIO: 30}
+    if grounded:
+        others[Meter.SEARCH_CALL] = 1
+    assert answer.usage == Usage(30 if grounded else 40, 40, 603, 405, others=others)
 
 
 @in_litellm

@@ -20,6 +20,7 @@ from gateway.domain.errors import (
     UpstreamRejected,
     UpstreamTimeout,
 )
+from gateway.domain.money import Meter
 from gateway.domain.request import Endpoint, ModelRequest, Usage
 from tests.vendor import FAULTS, OPENAI, Script, Seen
 
@@ -34,6 +35,29 @@ SCRIPTS = {
     name: script if script.split_utf8 else replace(script, text=TEXT)
     for name, script in FAULTS.items()
 } | {"plain": replace(OPENAI, text=TEXT)}
+
+
+def usage_body(
+    prompt_tokens: int,
+    completion_tokens: int,
+    total_tokens: int | None = None,
+    prompt: dict | None = None,
+    completion: dict | None = None,
+) -> dict:
+    """A usage object of OpenAI's wire, with the zeros that are in it."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": total_tokens or prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0, **(prompt or {})},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+            **(completion or {}),
+        },
+    }
 
 
 # ---- how a fault must end --------------------------------------------------------------------
@@ -150,6 +174,44 @@ WHOLE: dict[str, Ends | Fails] = {
     "error_after_3": Fails(UpstreamBroken, 500),
     "error_after_3_vllm": Fails(UpstreamBroken, 500),
     "garbage_after_3": _CUT,
+}
+
+
+# ---- what usage means ------------------------------------------------------------------------
+
+# name -> the usage a vendor tells on OpenAI's wire, and what it meters. `tests.unit.backends.
+# test_usage` has the tables of every vendor; here it is that no wire loses a part of it.
+USAGES: dict[str, tuple[dict, Usage]] = {
+    "cached": (
+        usage_body(2006, 300, prompt={"cached_tokens": 1920}),
+        Usage(86, 1920, 300),
+    ),
+    "cache writing": (
+        usage_body(2600, 300, prompt={"cached_tokens": 2000, "cache_write_tokens": 400}),
+        Usage(200, 2000, 300, others={Meter.CACHE_WRITE_5M: 400}),
+    ),
+    "reasoning": (
+        usage_body(9, 500, completion={"reasoning_tokens": 448}),
+        Usage(9, 0, 500, 448),
+    ),
+    "reasoning apart": (
+        usage_body(2341, 31, 3108, {"cached_tokens": 448}, {"reasoning_tokens": 736}),
+        Usage(1893, 448, 767, 736),
+    ),
+    "audio": (
+        usage_body(150, 200, prompt={"audio_tokens": 110}, completion={"audio_tokens": 160}),
+        Usage(40, 0, 40, others={Meter.INPUT_AUDIO: 110, Meter.OUTPUT_AUDIO: 160}),
+    ),
+    "hidden": (
+        usage_body(20, 198, 623),
+        Usage(
+            20,
+            0,
+            603,
+            405,
+            contradiction="prompt 20, output 198, of a cache 0, reasoning 0 do not make the total 623",
+        ),
+    ),
 }
 
 
