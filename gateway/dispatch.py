@@ -732,6 +732,9 @@ class Dispatch:
             record.key_id = trip.caller.key_id
             record.tags = dict(trip.caller.tags)
         self.book.close(record)
+        for attempt in trip.attempts:
+            if attempt.progress.usage is not None and attempt.progress.usage.contradiction:
+                self.telemetry.usage_contradiction(attempt.target.backend)
         if record.shadow_of is not None:  # a copy is nobody's request
             self._shadows -= 1
             self.telemetry.shadow(record)
