@@ -5,8 +5,23 @@ Owns the way from `Usage` to quantities, one per meter, each token in exactly on
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from gateway.domain.money import Meter, NanoUSD, Rates, cost, rate
 from gateway.domain.request import Usage
+
+
+def metered(row: Mapping[str, Any]) -> Usage:
+    """The usage that a row has on it, by the names of `AttemptRecord`. Raises ValueError."""
+    return Usage(
+        row["uncached_tokens"] or 0,
+        row["cached_tokens"] or 0,
+        row["output_tokens"] or 0,
+        row["reasoning_tokens"] or 0,
+        others={Meter(name): n for name, n in (row.get("other_meters") or {}).items()},
+        service_tier=row.get("service_tier"),
+    )
 
 
 def quantities(usage: Usage) -> dict[Meter, int]:

@@ -120,6 +120,20 @@ class PriceBook:
             {t: (Dated(from_us=-(1 << 62), until_us=None, base=r),) for t, r in rates.items()}
         )
 
+    @classmethod
+    def of(
+        cls, terms: Iterable[Mapping[str, Any]], regions: Mapping[str, str | None] | None = None
+    ) -> PriceBook:
+        """The book of rows as they were written (`Dated.terms`), which fit together.
+
+        Raises ValueError where one is none.
+        """
+        found: dict[Target, list[Dated]] = {}
+        for said in terms:
+            row = PriceRow.model_validate_json(json.dumps(dict(said)))
+            found.setdefault(Target(row.backend, row.model), []).append(_dated(row, ""))
+        return cls({target: _following(rows) for target, rows in found.items()}, regions or {})
+
     def row(self, target: Target, at_us: int) -> Dated | None:
         """The row of `target` in force at that moment (microseconds since the epoch, UTC)."""
         rows = self.rows.get(target, ())
@@ -227,6 +241,13 @@ def _in_order(target: Target, rows: Mapping[int, tuple[Dated, Path, Findings]]) 
         yield replace(one, until_us=following.from_us)
     if ordered:
         yield ordered[-1][0]
+
+
+def _following(rows: Iterable[Dated]) -> tuple[Dated, ...]:
+    """By their start, each ending where the next begins."""
+    ordered = sorted(rows, key=lambda row: row.from_us)
+    ends = [*(row.from_us for row in ordered[1:]), *(row.until_us for row in ordered[-1:])]
+    return tuple(replace(row, until_us=end) for row, end in zip(ordered, ends, strict=True))
 
 
 def _dated(row: PriceRow, place: str) -> Dated:
