@@ -16,6 +16,7 @@ from gateway.ledger.journal import Journal
 from gateway.ledger.store import Store
 from gateway.redis_link import RedisLink
 from tests.unit.ledger.audited import START_US, put_bundle, records, write
+from tests.unit.ledger.thawed import THAW
 
 ALL = ("--since", "2026-11-01")
 COUNT = 31
@@ -47,7 +48,7 @@ def run(*args: str) -> tuple[int, str]:
 
 def change(home, statement: str) -> None:
     with sqlite3.connect(home / "ledger.db") as connection:
-        connection.execute(statement)
+        connection.executescript(f"{THAW};{statement}")
     connection.close()
 
 

@@ -20,7 +20,6 @@ LONG_FILES = {
     "gateway/dispatch.py": "the spine: the way of a request in one file",
     "gateway/backends/http_fast.py": "one protocol, its pool and its response know one another",
     "gateway/backends/litellm_sdk.py": "what keeps litellm in its place is one argument",
-    "gateway/ledger/store.py": "tables, statements and their two dialects, side by side",
 }
 
 

@@ -24,6 +24,7 @@ from gateway.ledger.laws import LAWS, Case
 from gateway.ledger.laws import broken as laws_broken
 from gateway.ledger.store import Store
 from tests.unit.ledger.audited import FILES, START_US, put_bundle, records, write
+from tests.unit.ledger.thawed import THAW
 
 COUNT = 120
 ALL = len(list(records(COUNT)))  # copies too
@@ -92,6 +93,7 @@ async def test_postgres_says_the_same_as_sqlite(clean, postgres_url, tmp_path):
     done = ("a copy with a key", "an attempt is gone", "a request is gone", "another decision",
             "texts that are none", "tomorrow")  # fmt: skip
     connection = await asyncpg.connect(postgres_url)
+    await connection.execute(THAW)
     for what in done:
         await connection.execute(CORRUPTIONS[what][0])
     await connection.close()
@@ -296,7 +298,7 @@ def test_a_corruption_is_found_by_its_own_check(clean, tmp_path, what):
     statements, expected = CORRUPTIONS[what]
     database = Path(shutil.copy(clean, tmp_path / "ledger.db"))
     with sqlite3.connect(database) as connection:
-        connection.executescript(statements)
+        connection.executescript(f"{THAW};{statements}")
     connection.close()
     found = broken(audited(database))
     assert set(found) == expected, found
@@ -309,6 +311,7 @@ def test_every_law_has_a_corruption_that_breaks_it():
 def test_of_many_the_count_is_whole_and_the_first_are_named(clean, tmp_path):
     database = Path(shutil.copy(clean, tmp_path / "ledger.db"))
     with sqlite3.connect(database) as connection:
+        connection.executescript(THAW)
         connection.execute("UPDATE requests SET route = 'x' WHERE route IS NOT NULL")
     connection.close()
     check = audited(database).checks["decision"]
