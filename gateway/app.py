@@ -119,6 +119,7 @@ async def put_files_in_force(settings: Settings, store: Store, files: Bundle) ->
         origin=Origin.START,
         author=whoami(),
         files=files.files,
+        prices=files.prices,
     )
     version = await start(Versions(store), change)
     if version.digest != files.digest:
@@ -307,7 +308,9 @@ async def _newest(settings: Settings, store: Store, folder: Folder) -> tuple[Ver
         version = await versions.newest()
         assert version is not None
     try:
-        return version, await load_version(versions, version, folder)
+        bundle = await load_version(versions, version, folder)
+        await versions.state_prices(version, bundle.prices)
+        return version, bundle
     except Unloadable as error:
         raise StartupError(
             f"{error}\n  it was put in force by a program that knows more; run that one, "

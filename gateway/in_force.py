@@ -322,6 +322,7 @@ class FileWatch:
                 author=whoami(),
                 note=note,
                 files=bundle.files,
+                prices=bundle.prices,
             )
             try:
                 await in_force.versions.put(change, expected=number)

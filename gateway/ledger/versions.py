@@ -10,11 +10,13 @@ Owns the rules of that list. Does not read files or judge what they say; `in_for
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from gateway.domain.errors import NotFound
+from gateway.ledger import known_prices
+from gateway.ledger.prices import PriceBook
 from gateway.ledger.store import Store
 
 
@@ -52,7 +54,10 @@ class Version:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What is to come into force. `files` is None where the bundle is known to be kept."""
+    """What is to come into force. `files` is None where the bundle is known to be kept.
+
+    `prices` is its price book, stated with it; None states nothing.
+    """
 
     digest: str
     policy: str
@@ -60,6 +65,7 @@ class Change:
     author: str
     note: str = ""
     files: Mapping[str, str] | None = None
+    prices: PriceBook | None = None
 
 
 class Conflict(Exception):
@@ -105,6 +111,12 @@ class Versions:
         """The newest version with this bundle above number `after`."""
         return _version(await self._store.version_of(digest, after=after))
 
+    async def state_prices(self, version: Version, prices: PriceBook) -> None:
+        """State the book of a version that came in force before there were statements."""
+        await known_prices.make_sure(
+            self._store, prices, author=version.author, digest=version.digest
+        )
+
     async def put(self, change: Change, *, expected: int) -> Version:
         """Bring a change into force after version `expected` (0: after none).
 
@@ -116,9 +128,20 @@ class Versions:
             return newest
         if (newest.number if newest else 0) != expected:
             raise Conflict(expected, newest)
-        row = asdict(change) | {"number": expected + 1, "origin": change.origin.value}
-        row.pop("files")
-        made = await self._store.add_version(row, change.files)
+        row = {
+            "number": expected + 1,
+            "digest": change.digest,
+            "policy": change.policy,
+            "origin": change.origin.value,
+            "author": change.author,
+            "note": change.note,
+        }
+        state = None
+        if change.prices is not None:
+            state = known_prices.recorder(
+                change.prices, author=change.author, digest=change.digest
+            )
+        made = await self._store.add_version(row, change.files, state)
         return await self.put(change, expected=expected) if made is None else _made(made)
 
 

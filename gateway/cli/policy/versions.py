@@ -228,6 +228,7 @@ def _change(origin: str, bundle: Bundle, *, note: str, author: str | None) -> Ch
         author=author or whoami(),
         note=note,
         files=bundle.files,
+        prices=bundle.prices,
     )
 
 
