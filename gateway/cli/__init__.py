@@ -11,7 +11,7 @@ import sys
 import typer
 
 from gateway import __version__
-from gateway.cli import bench, db, keys, policy, report
+from gateway.cli import bench, db, keys, policy, prices, report
 from gateway.cli.audit import audit
 from gateway.cli.demo import demo
 from gateway.cli.init import init
@@ -50,6 +50,7 @@ app.command()(audit)
 app.command("bench")(bench.bench)
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
+app.add_typer(prices.app, name="prices")
 app.add_typer(report.app, name="report")
 app.add_typer(db.app, name="db")
 

@@ -132,11 +132,15 @@ def read(schema: type[ModelT], text: str, source: str) -> tuple[ModelT, Findings
     theirs in the same go; the caller ends with `findings.raise_if_any()`.
     """
     findings = Findings(source)
-    value = _parse(text, findings)
+    return fitted(schema, _parse(text, findings), findings), findings
+
+
+def fitted(schema: type[ModelT], value: Any, findings: Findings) -> ModelT:
+    """Plain values, of which `findings` knows the places, as a schema. Raises ConfigErrors."""
     for _ in range(3):
         try:
             # JSON mode: enumerations and dates come from text, sets from lists; all else is strict.
-            return schema.model_validate_json(json.dumps(value)), findings
+            return schema.model_validate_json(json.dumps(value))
         except ValidationError as invalid:
             errors = invalid.errors(include_url=False)
             for error in errors:

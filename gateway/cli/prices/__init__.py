@@ -9,6 +9,9 @@ from collections.abc import Callable
 
 import typer
 
+from gateway.cli.prices.list import list_
+from gateway.cli.prices.quote import quote
+
 app = typer.Typer(
     name="prices",
     help="What the price book says, what it lacks, and what a request costs.",
@@ -16,7 +19,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-# What reads the files. What works on the ledger's side of prices (rerate, history) comes after.
-COMMANDS: dict[str, Callable[..., None]] = {}
+# What reads the files first, then what works on the ledger's side of prices.
+COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_,
+    "quote": quote,
+}
 for name, command in COMMANDS.items():
     app.command(name)(command)
