@@ -40,6 +40,7 @@ from gateway.domain.errors import (
     Overloaded,
     RateLimited,
     RequestError,
+    StoreUnavailable,
     UnknownAlias,
     UpstreamBusy,
     UpstreamError,
@@ -53,7 +54,16 @@ from gateway.fleet.canary import Canaries
 from gateway.fleet.history import OutputHistory
 from gateway.fleet.observed import Fleet
 from gateway.ledger.prices import PriceBook
-from gateway.limits import NOTHING, Admission, Alert, Gate, LimitIndex, Unlimited, Used, refusal
+from gateway.limits import (
+    NOTHING,
+    Admission,
+    Gate,
+    LimitIndex,
+    Unlimited,
+    Used,
+    refusal,
+    refusal_record,
+)
 from gateway.policy.language import PRIORITY_SHARES, Hedge, Policy, Route
 from gateway.policy.refusal import no_route
 from gateway.runtime import Clock, TaskOwner
@@ -339,15 +349,9 @@ class Dispatch:
             if waiting is not None:
                 self.gate.abandon(trip.record.id)
             raise
-        for alert in trip.admission.alerts:
-            self._alert(alert)
         if trip.admission.refused is not None:
+            trip.record.decision = refusal_record(trip.admission)
             raise refusal(trip.admission, self.clock.wall())
-
-    def _alert(self, alert: Alert) -> None:
-        limit, holder = alert.standing.limit, alert.standing.holder
-        log.warning("limit %s: %s has used %.0f %%", limit.name, holder, 100 * alert.share)
-        self.telemetry.limit_alert(limit.name, alert.share)
 
     def _facts(self, trip: Trip, snapshot: Snapshot) -> Facts:
         request, caller, record = trip.request, trip.caller, trip.record
@@ -696,7 +700,7 @@ class Dispatch:
         record = trip.record
         if isinstance(error, RequestError | RateLimited | BudgetSpent):
             outcome = Outcome.REFUSED
-        elif isinstance(error, NoEligibleBackend | Overloaded):
+        elif isinstance(error, NoEligibleBackend | Overloaded | StoreUnavailable):
             outcome = Outcome.NO_ROUTE
         elif isinstance(error, UpstreamRejected):
             outcome = Outcome.REJECTED
@@ -754,11 +758,10 @@ class Dispatch:
             return
         # What failed before it said anything nobody bills; what has no price keeps its hold.
         nano_usd = record.cost_nano_usd if record.priced else None
-        tokens = (record.uncached_tokens or 0) + (record.cached_tokens or 0)
         self.gate.settle(
             admission,
             Used(
-                tokens=tokens + (record.output_tokens or 0),
+                tokens=sum([attempt.tokens for attempt in record.attempts]),
                 nano_usd=nano_usd if record.usage_source != "none" else 0,
             ),
         )

@@ -20,12 +20,16 @@ class Unit(StrEnum):
 
 
 class Period(StrEnum):
-    """A minute and an hour slide; a day and a month are calendar periods in the limit's zone."""
+    """A minute and an hour slide; the others are calendar periods in the limit's zone."""
 
     MINUTE = "minute"
     HOUR = "hour"
     DAY = "day"
+    WEEK = "week"  # from Monday, as ISO 8601 has it
     MONTH = "month"
+
+
+CALENDAR = frozenset({Period.DAY, Period.WEEK, Period.MONTH})
 
 
 class Outage(StrEnum):
@@ -51,6 +55,8 @@ class Limit:
     whose key, alias and tags have one of the given values (same names as `per`).
     `amount`: in the unit (nano-USD for money). `hold_output_tokens`: what is held for the output
     of a request that sets no cap of its own. `alert_shares`: fractions at which an alert is due.
+    `thresholds`: all of those in effect, each with the amount that reaches it, ascending; the end
+    of a calendar period's money is always one of them.
     """
 
     name: str
@@ -64,3 +70,13 @@ class Limit:
     outage: Outage = Outage.REFUSE
     hold_output_tokens: int = 4096
     alert_shares: tuple[float, ...] = ()
+    thresholds: tuple[tuple[float, int], ...] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        shares: set[float] = set()
+        if self.period in CALENDAR:
+            shares.update(self.alert_shares)
+            if self.unit is Unit.USD:
+                shares.add(1.0)
+        due = tuple((share, round(share * self.amount)) for share in sorted(shares))
+        object.__setattr__(self, "thresholds", due)

@@ -12,13 +12,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from gateway.domain.money import TOKEN_METERS
+
 
 class Outcome(StrEnum):
     """How a request or an attempt ended. Values are stored."""
 
     OK = "ok"
     REFUSED = "refused"  # the caller must change something; nothing was sent upstream
-    NO_ROUTE = "no_route"  # every candidate was excluded
+    NO_ROUTE = "no_route"  # every candidate was excluded, or we could take no work just then
     REJECTED = "rejected"  # the backend refused this very request
     FAILED = "failed"  # every attempt failed before content
     FAILED_MIDSTREAM = "failed_midstream"  # content had gone out already
@@ -51,6 +53,15 @@ class AttemptRecord:
     rates_id: str | None = None
     ttft_us: int | None = None
     duration_us: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """All that it used, however they are billed; 0 where it was not weighed."""
+        counted = (self.uncached_tokens or 0) + (self.cached_tokens or 0)
+        counted += self.output_tokens or 0
+        if self.other_meters:
+            counted += sum(n for name, n in self.other_meters.items() if name in TOKEN_METERS)
+        return counted
 
 
 @dataclass(slots=True, kw_only=True)

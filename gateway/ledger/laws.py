@@ -407,8 +407,11 @@ def _with_book(case: Case) -> bool:
 
 
 def _routed(case: Case) -> bool:
-    """A row that was closed after a crash has lost its decision."""
-    return (_has_owner(case) and not case.interrupted) or case.row["decision"] is not None
+    """A row that was closed after a crash has lost its decision; a limit refuses before it."""
+    decision = case.row["decision"]
+    return (_has_owner(case) and not case.interrupted) or (
+        decision is not None and "limit" not in decision
+    )
 
 
 def _is_copy(case: Case) -> bool:

@@ -24,7 +24,10 @@ PAGE_ROWS = 1_000
 KEYS_PER_ROW = 20  # a key is so much smaller than a row
 
 _KEY = (requests.c.started_at_us, requests.c.id)
-_DECIDED = sa.and_(requests.c.decision.is_not(None), requests.c.shadow_of.is_(None))
+# What a limit refused has no route, and in place of a decision a record of the limit.
+_DECIDED = sa.and_(
+    requests.c.decision.is_not(None), requests.c.route.is_not(None), requests.c.shadow_of.is_(None)
+)
 _COLUMNS = (
     *_KEY,
     requests.c.decision,
@@ -57,7 +60,10 @@ class Counts:
 
 async def counts(store: Store, since_us: int, until_us: int) -> Counts:
     """Count the requests with `since_us` <= arrival < `until_us`."""
-    undecided = requests.c.decision.is_(None), requests.c.shadow_of.is_(None)
+    undecided = (
+        sa.or_(requests.c.decision.is_(None), requests.c.route.is_(None)),
+        requests.c.shadow_of.is_(None),
+    )
     wanted: list[sa.ColumnElement[Any]] = [
         sa.func.count().filter(_DECIDED).label("decided"),
         sa.func.count().filter(*undecided).label("undecided"),

@@ -5,17 +5,17 @@ asks = index.asks_for(caller, request)              what this request has to hol
 waiting = gate.begin(request_id, asks)              has left; shares a round trip with others
 admission = await waiting
 if admission.refused: raise refusal(admission, now)
-... headers(admission), admission.spent, admission.priced_only, admission.alerts ...
+... headers(admission), admission.spent, admission.priced_only ...
 gate.settle(admission, Used(...)) or gate.release(admission), or gate.abandon(request_id)
+gate.heard.alert = ...                              who is told when a share is reached
 """
 
-from gateway.limits.answers import headers, refusal
+from gateway.limits.answers import headers, refusal, refusal_record
 from gateway.limits.asks import LimitIndex, WorstRates, hold_nano_usd, worst_rates
 from gateway.limits.gate import (
     LEASE_S,
     NOTHING,
     Admission,
-    Alert,
     Ask,
     Gate,
     Standing,
@@ -23,6 +23,7 @@ from gateway.limits.gate import (
     Used,
 )
 from gateway.limits.local import LocalGate
+from gateway.limits.news import Alert, Event
 from gateway.limits.shared import RedisGate
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Admission",
     "Alert",
     "Ask",
+    "Event",
     "Gate",
     "LimitIndex",
     "LocalGate",
@@ -42,5 +44,6 @@ __all__ = [
     "headers",
     "hold_nano_usd",
     "refusal",
+    "refusal_record",
     "worst_rates",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from gateway.domain.errors import BudgetSpent, GatewayError, RateLimited, StoreUnavailable
@@ -80,8 +82,48 @@ def refusal(admission: Admission, now_s: float) -> GatewayError:
     return RateLimited(f"The rate limit {what}. {then}", retry_after_s=wait)
 
 
+def refusal_record(admission: Admission) -> dict[str, object]:
+    """For the ledger, in place of a decision: which limit did not let the request in, and why.
+
+    A JSON object; amounts in the limit's unit, money in nano-USD.
+    """
+    standing = admission.refused
+    assert standing is not None
+    limit = standing.limit
+    asked = next(a.amount for a in admission.asks if a.limit.name == limit.name)
+    return {
+        "limit": limit.name,
+        "per": limit.per,
+        "holder": standing.holder,
+        "unit": limit.unit.value,
+        "every": None if limit.period is None else limit.period.value,
+        "amount": limit.amount,
+        "left": standing.remaining,
+        "asked": asked,
+        "unchecked": admission.store_down,
+    }
+
+
+def refusal_told(record: Mapping[str, Any]) -> str:
+    """What a `refusal_record` says, for people."""
+    unit = Unit(record["unit"])
+    every = "at once" if record["every"] is None else f"per {record['every']}"
+    limit = f"the limit '{record['limit']}' for {record['per']} '{record['holder']}'"
+    if record["unchecked"]:
+        return f"refused by {limit}: its store could not be asked"
+    left, asked = (_quantity(unit, max(0, record[name])) for name in ("left", "asked"))
+    return (
+        f"refused by {limit}, {_quantity(unit, record['amount'])} {every}: {left} left, "
+        f"the request may take {asked}"
+    )
+
+
 def _amount(limit: Limit, amount: int) -> str:
-    match limit.unit:
+    return _quantity(limit.unit, amount)
+
+
+def _quantity(unit: Unit, amount: int) -> str:
+    match unit:
         case Unit.USD:
             return f"${usd(amount)}"
         case Unit.CONCURRENT:

@@ -7,7 +7,8 @@ INVARIANTS
 - With the store up, what was committed never exceeds a limit, whatever the concurrency (I-4),
   except by what a request used beyond its hold (I-5), which is counted.
 - All limits of a request are held or none is.
-- A hold that nobody settles ends by itself: a dead worker leaks nothing.
+- A hold that nobody settles ends by itself: a dead worker leaks nothing. What it had under way is
+  counted at its hold once its journal is read (`cut_off`): the vendor bills what it was asked.
 - Settled once, however often it is told; also after the hold has ended; to the period of the hold.
 """
 
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from gateway.domain.limit import AtLimit, Limit, Unit
+from gateway.limits.news import Alert, Heard
 
 LEASE_S = 900.0  # longer than a request may take in all
 
@@ -47,13 +49,6 @@ class Standing(NamedTuple):
     reset_s: float | None
 
 
-class Alert(NamedTuple):
-    """A counter has reached `share` of its limit: told once per period, by one worker."""
-
-    share: float
-    standing: Standing
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
     """What the limits say of a request. `hold` names what was held, None where nothing was.
@@ -70,7 +65,6 @@ class Admission:
     spent: frozenset[str] = frozenset()
     standings: tuple[Standing, ...] = ()
     store_down: bool = False
-    alerts: tuple[Alert, ...] = ()
     receipt: object = None
 
     @property
@@ -103,6 +97,7 @@ NOTHING = Admission()
 class Gate(Protocol):
     """Both stores keep this contract (`tests/contract/test_limits.py`)."""
 
+    heard: Heard
     overrun: dict[str, int]  # limit -> units used beyond holds so far, by this worker
 
     def begin(self, request_id: str, asks: tuple[Ask, ...]) -> Awaitable[Admission]:
@@ -121,18 +116,24 @@ class Gate(Protocol):
         """The answer of `begin` will not be heard: give back what is or will be held for it."""
         ...
 
+    def cut_off(self, request_id: str) -> None:
+        """Its worker died while a backend worked on it: what was held is what was used."""
+        ...
+
+    async def resets(self, limits: Sequence[Limit]) -> list[Alert]:
+        """Those of `limits` that were exhausted and have started anew since: told once, by one."""
+        ...
+
 
 class State(NamedTuple):
     """One counter after `begin`, as a store tells it.
 
     `wait_ms`: 0 where the request fits, else until it would, below 0 where waiting does not tell.
-    `told`: how many of the limit's alert shares are reached, if this is new, else 0.
     `fresh_s`: until the counter is as new, None for permits.
     """
 
     taken: int
     wait_ms: int
-    told: int
     fresh_s: float | None
 
 
@@ -146,17 +147,14 @@ def conclude(
 ) -> Admission:
     """The Admission that the states of all counters amount to."""
     standings: list[Standing] = []
-    alerts: tuple[Alert, ...] = ()
     held, spent = asks, frozenset[str]()
     refused: Standing | None = None
-    for ask, (taken, wait_ms, told, fresh_s) in zip(asks, states, strict=True):
+    for ask, (taken, wait_ms, fresh_s) in zip(asks, states, strict=True):
         limit = ask.limit
         wait_s = wait_ms / 1000 if wait_ms > 0 else None
         reset_s = wait_s if wait_ms else fresh_s
         standing = Standing(limit, ask.holder, limit.amount - taken, reset_s)
         standings.append(standing)
-        if told:
-            alerts += (Alert(sorted(limit.alert_shares)[told - 1], standing),)
         if not wait_ms:
             continue
         if limit.at_limit is AtLimit.ROUTE:
@@ -171,7 +169,6 @@ def conclude(
         spent=spent,
         standings=tuple(standings),
         store_down=store_down,
-        alerts=alerts,
         receipt=receipt if held and refused is None else None,
     )
 
@@ -198,6 +195,7 @@ class Unlimited:
     """No limits at all: what a gateway without a limits file uses."""
 
     def __init__(self) -> None:
+        self.heard = Heard()
         self.overrun: dict[str, int] = {}
 
     def begin(self, request_id: str, asks: tuple[Ask, ...]) -> Awaitable[Admission]:  # noqa: ARG002
@@ -208,6 +206,11 @@ class Unlimited:
     def release(self, admission: Admission) -> None: ...
 
     def abandon(self, request_id: str) -> None: ...
+
+    def cut_off(self, request_id: str) -> None: ...
+
+    async def resets(self, limits: Sequence[Limit]) -> list[Alert]:  # noqa: ARG002
+        return []
 
 
 READY = Ready(NOTHING)

@@ -1,8 +1,11 @@
-"""The gate of one process: exact for this worker, forgotten when it ends.
+"""The gate of one process: exact for this worker.
 
 Without Redis nobody counts for all workers together. So that the whole never exceeds a limit,
 each of `workers` enforces its part: the amount divided by their number, rounded down, at least 1
 (a limit of fewer requests than workers therefore lets one through per worker).
+
+What is counted in a calendar period can be kept over a restart (`rows`, `restore`); what was held
+at that moment counts as used then, since nobody is left who could say less.
 
 INVARIANT: `begin` does not wait, so nothing comes between looking and taking.
 """
@@ -10,10 +13,11 @@ INVARIANT: `begin` does not wait, so nothing comes between looking and taking.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from gateway.domain.limit import AtLimit, Limit
+from gateway.domain.limit import CALENDAR, AtLimit, Limit, Period, Unit
 from gateway.limits.gate import (
     LEASE_S,
     READY,
@@ -24,6 +28,7 @@ from gateway.limits.gate import (
     Used,
     conclude,
 )
+from gateway.limits.news import WHOLE, Alert, Heard, of_overrun, of_reset, of_share
 from gateway.limits.periods import SLICES, WINDOW_S, Calendars
 from gateway.runtime import Clock
 
@@ -31,15 +36,36 @@ SWEEP_MAX = 32
 LATE_S = 86_400  # a counter outlives its period by so long: for what is settled late
 
 
+class Row(NamedTuple):
+    """One counter as it is kept. `taken` is with what is held; `start_s` of a window is 0."""
+
+    limit: str
+    unit: str
+    period: str
+    start_s: int
+    holder: str
+    ends_s: int
+    taken: int
+    used: int
+    told: float
+    overran: bool
+    anew: bool
+
+
 class _Counter:
-    """What one holder has taken of one limit in one period. `ends_s`: wall time, 0 for permits."""
+    """What one holder has taken of one limit in one period. `ends_s`: wall time, 0 for permits.
 
-    __slots__ = ("ends_s", "span_s", "taken", "told")
+    `used` is what was settled of it. `told` is the highest share told, `overran` whether an overrun
+    was, `anew` whether it has to be told when the period ends.
+    """
 
-    def __init__(self, ends_s: int = 0) -> None:
-        self.taken = 0
-        self.told = 0
-        self.ends_s = ends_s
+    __slots__ = ("anew", "ends_s", "overran", "span_s", "start_s", "taken", "told", "used")
+
+    def __init__(self, start_s: int = 0, ends_s: int = 0) -> None:
+        self.taken = self.used = 0
+        self.told = 0.0
+        self.overran = self.anew = False
+        self.start_s, self.ends_s = start_s, ends_s
         self.span_s = 0.0
 
     def slice(self, now: float) -> int:  # noqa: ARG002
@@ -120,7 +146,9 @@ class LocalGate:
         self._parts: dict[int, tuple[Limit, Limit]] = {}
         self._holds: OrderedDict[str, _Hold] = OrderedDict()  # as they end
         self._crowd = 1024
+        self.heard = Heard()
         self.overrun: dict[str, int] = {}
+        self.changes = 0  # of what `rows` gives
 
     def begin(self, request_id: str, asks: tuple[Ask, ...]) -> Awaitable[Admission]:
         """Hold all of `asks` or none; done when this returns."""
@@ -153,10 +181,12 @@ class LocalGate:
             hold = _Hold(now + self._lease_s, items)
             if items:
                 self._holds[request_id] = hold
-        states = [
-            State(counter.taken, wait, _told(counter, ask, wait), _reset_s(counter, wall))
-            for ask, counter, wait in zip(asks, counters, waits, strict=True)
-        ]
+                self.changes += 1
+        states = []
+        for ask, counter, wait in zip(asks, counters, waits, strict=True):
+            states.append(State(counter.taken, wait, _reset_s(counter, wall)))
+            if wait and ask.amount <= ask.limit.amount:  # it does not fit any more: that is all
+                self._tell_share(counter, ask.limit, ask.holder, whole=True)
         return conclude(request_id, asks, states, hold)
 
     def settle(self, admission: Admission, used: Used) -> None:
@@ -165,10 +195,39 @@ class LocalGate:
         if not isinstance(hold, _Hold) or hold.settled:
             return
         amounts = [used.of(ask.limit.unit, ask.amount) for ask in admission.asks]
-        for (limit, _, held), amount in zip(admission.asks, amounts, strict=True):
+        live, wall = hold.live, self._clock.wall()
+        self._end(admission.hold, hold, amounts)
+        for (limit, holder, held), amount, (counter, *_) in zip(
+            admission.asks, amounts, hold.items, strict=True
+        ):
+            late = counter.ends_s + LATE_S <= wall
+            if amount and not late:
+                counter.used += amount
+                self._tell_share(counter, limit, holder)
             if amount > held:
                 self.overrun[limit.name] = self.overrun.get(limit.name, 0) + amount - held
-        self._end(admission.hold, hold, amounts)
+                self.heard.overrun(limit, amount - held)
+                if live and not late:
+                    self._tell_overrun(counter, limit, holder, amount - held)
+
+    def _tell_share(
+        self, counter: _Counter, limit: Limit, holder: str, *, whole: bool = False
+    ) -> None:
+        share = 0.0
+        for threshold, least in limit.thresholds:
+            if whole or counter.used >= least:
+                share = threshold
+        if share > counter.told:
+            counter.told, counter.anew = share, share >= WHOLE
+            self.changes += 1
+            span = counter.start_s, counter.ends_s
+            self.heard.alert(of_share(limit, holder, share, counter.used, span))
+
+    def _tell_overrun(self, counter: _Counter, limit: Limit, holder: str, beyond: int) -> None:
+        if limit.thresholds and not counter.overran:
+            counter.overran = True
+            span = counter.start_s, counter.ends_s
+            self.heard.alert(of_overrun(limit, holder, beyond, counter.used, span))
 
     def release(self, admission: Admission) -> None:
         """Give all of it back."""
@@ -182,6 +241,66 @@ class LocalGate:
         if hold is not None:
             self._end(request_id, hold, [0] * len(hold.items))
 
+    def cut_off(self, request_id: str) -> None:
+        """Of a worker that died: what it held is in what was kept, or is lost with it."""
+
+    async def resets(self, limits: Sequence[Limit]) -> list[Alert]:
+        """Those of `limits` that were exhausted and have started anew since: told once."""
+        wall, found = self._clock.wall(), []
+        by_name = {limit.name: limit for limit in limits}
+        for (name, _, period, _, holder), counter in self._counters.items():
+            if not counter.anew or counter.ends_s > wall:
+                continue
+            counter.anew = False
+            self.changes += 1
+            limit = by_name.get(name)
+            if limit is not None and limit.period is not None and limit.period == period:
+                span = self._calendars.span(limit.period, limit.zone, wall)
+                part = self._part(limit) if self._workers > 1 else limit
+                found.append(of_reset(part, holder, span))
+        return found
+
+    # --- what outlives the process --------------------------------------------------------------
+
+    def rows(self) -> list[Row]:
+        """All counters of calendar periods, and of windows of money as they are now."""
+        now = self._clock.monotonic()
+        out = []
+        for (name, unit, period, _, holder), c in self._counters.items():
+            if not c.ends_s and not (c.span_s and unit == Unit.USD):
+                continue
+            c.forget(c.slice(now) if c.span_s else 0)
+            out.append(
+                Row(
+                    name,
+                    unit,
+                    period,
+                    c.start_s,
+                    holder,
+                    c.ends_s,
+                    c.taken,
+                    c.used,
+                    c.told,
+                    c.overran,
+                    c.anew,
+                )
+            )
+        return out
+
+    def restore(self, rows: Iterable[Row]) -> None:
+        """What was kept of calendar periods: for a gate that has counted nothing yet."""
+        oldest = self._clock.wall() - LATE_S
+        for row in rows:
+            if row.period not in CALENDAR or row.ends_s < oldest:
+                continue
+            counter = _Counter(row.start_s, row.ends_s)
+            counter.taken = counter.used = row.taken
+            counter.told, counter.overran, counter.anew = row.told, row.overran, row.anew
+            unit, period = Unit(row.unit), Period(row.period)
+            self._counters[row.limit, unit, period, str(row.start_s), row.holder] = counter
+
+    # --- inside -----------------------------------------------------------------------------------
+
     def taken(self, limit: Limit, holder: str) -> int:
         """What `holder` has taken of `limit` just now."""
         now = self._clock.monotonic()
@@ -191,6 +310,7 @@ class LocalGate:
         for (counter, slice_, held), amount in zip(hold.items, amounts, strict=True):
             counter.add(slice_, amount - (held if hold.live else 0))
         hold.live, hold.settled = False, True
+        self.changes += 1
         if request_id is not None:
             self._holds.pop(request_id, None)
 
@@ -206,16 +326,16 @@ class LocalGate:
             del self._holds[request_id]
 
     def _counter(self, limit: Limit, holder: str, now: float, wall: float) -> _Counter:
-        window_s, ends_s, start = WINDOW_S.get(limit.period), 0, ""  # type: ignore[arg-type]
+        window_s, span, start = WINDOW_S.get(limit.period), (0, 0), ""  # type: ignore[arg-type]
         if limit.period is not None and window_s is None:
-            first, ends_s = self._calendars.span(limit.period, limit.zone, wall)
-            start = str(first)
+            span = self._calendars.span(limit.period, limit.zone, wall)
+            start = str(span[0])
         key = (limit.name, limit.unit, limit.period or "", start, holder)
         counter = self._counters.get(key)
         if counter is None:
             if len(self._counters) >= self._crowd:
                 self._prune(now, wall)
-            counter = _Counter(ends_s) if window_s is None else _Window(window_s)
+            counter = _Counter(*span) if window_s is None else _Window(window_s)
             self._counters[key] = counter
         counter.forget(counter.slice(now) if window_s else 0)
         return counter
@@ -249,22 +369,3 @@ def _wait_ms(ask: Ask, counter: _Counter, now: float, wall: float) -> int:
         return 0
     wait = counter.wait_s(over, now, wall) if ask.amount <= ask.limit.amount else None
     return -1 if wait is None else max(1, int(wait * 1000))
-
-
-def _told(counter: _Counter, ask: Ask, wait_ms: int) -> int:
-    """How many alert shares are reached, if that is news. A request that does not fit is 100 %."""
-    limit = ask.limit
-    reached = len(limit.alert_shares)
-    if not wait_ms:
-        reached = sum(counter.taken >= t for t in thresholds(limit))
-    elif ask.amount > limit.amount:
-        return 0
-    if reached <= counter.told:
-        return 0
-    counter.told = reached
-    return reached
-
-
-def thresholds(limit: Limit) -> tuple[int, ...]:
-    """The amounts at which alerts are due, ascending."""
-    return tuple(round(share * limit.amount) for share in sorted(limit.alert_shares))

@@ -6,7 +6,7 @@ all of them is forgotten slice by slice. A slice counts until its youngest part 
 steady caller gets 60/61 of the rate. (Rejected: a token bucket and two weighted halves, which both
 let nearly twice the limit into a window after a pause.)
 
-A day and a month are calendar periods in the limit's time zone.
+A day, a week (from Monday) and a month are calendar periods in the limit's time zone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WINDOW_S = {Period.MINUTE: 60, Period.HOUR: 3600}
 
 
 def calendar(period: Period, zone: str, at_s: float) -> tuple[int, int]:
-    """`(start, end)` of the day or month that holds `at_s`, in seconds since the epoch.
+    """`(start, end)` of the day, week or month that holds `at_s`, in seconds since the epoch.
 
     The end is the start of the next one. Where the clocks change, a day has 23 or 25 hours.
     """
@@ -30,6 +30,9 @@ def calendar(period: Period, zone: str, at_s: float) -> tuple[int, int]:
     if period is Period.MONTH:
         first = day.replace(day=1)
         following = (first + dt.timedelta(days=32)).replace(day=1)
+    elif period is Period.WEEK:
+        first = day - dt.timedelta(days=day.weekday())
+        following = first + dt.timedelta(days=7)
     else:
         first, following = day, day + dt.timedelta(days=1)
     return _midnight(first, where), _midnight(following, where)

@@ -5,6 +5,7 @@ Keys, all under one hash tag:
     wb:{limits}:leases                                   sorted set, hold -> when its lease ends
     wb:{limits}:h:<request>                              what a request holds
     wb:{limits}:n:<limit>:<unit>:<period>:<start>:<holder>   a counter
+    wb:{limits}:exhausted                                sorted set, counter -> when it starts anew
 
 One tag is one slot, so a Redis Cluster keeps all of it on one node: that is the price of holding a
 team's and a key's limit together or not at all. One node does tens of thousands of these calls
@@ -32,10 +33,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.domain.limit import AtLimit, Limit, Outage, Unit
 from gateway.limits.gate import (
@@ -49,7 +50,8 @@ from gateway.limits.gate import (
     Used,
     conclude,
 )
-from gateway.limits.local import LocalGate, thresholds
+from gateway.limits.local import LocalGate
+from gateway.limits.news import Alert, Heard, of_overrun, of_reset, of_share
 from gateway.limits.periods import SLICES, WINDOW_S, Calendars
 from gateway.redis_link import RedisDown, RedisLink, RedisReplyError
 from gateway.runtime import Clock
@@ -59,13 +61,14 @@ LEASES = (PREFIX + "leases").encode()
 TIME = "redis.call('TIME')"
 UNSENT_MAX = 10_000
 FIGURE_MAX = 2**53 - 1
+SHARE_OF = 1_000_000  # shares are told to the script in so many parts of the whole
 CATCHING_UP_MAX = 64  # settlements under way at once while catching up: requests come between
 COUNTERS_MAX = 10_000
 _OK, _REFUSED, _CLOCK = range(3)
 
 
 class _Counter:
-    """One limit of one holder as this worker knows it: its key, and what it last saw taken."""
+    """One limit of one holder in one period as this worker knows it, and what it last saw taken."""
 
     __slots__ = (
         "allowed",
@@ -78,52 +81,45 @@ class _Counter:
         "seen",
         "span",
         "start",
+        "thresholds",
     )
 
-    def __init__(self, limit: Limit, holder: str) -> None:
+    def __init__(self, limit: Limit, holder: str, period: tuple[int, int] = (0, 0)) -> None:
         self.limit = limit
         self.holder = holder
-        self.start = self.end = self.seen = 0
+        self.start, self.end = period  # seconds since the epoch, of a calendar period
+        self.seen = 0
         self.allowed: Limit | None = None  # what this worker may take during an outage
         if limit.period is None:
             self.mode, self.span = "p", 0
         elif limit.period in WINDOW_S:
             self.mode, self.span = "w", WINDOW_S[limit.period] * 1000 // SLICES
         else:
-            self.mode, self.span = "c", 0
-        self._name()
-
-    def move(self, span: tuple[int, int]) -> None:
-        """To the calendar period that is `span`, in seconds since the epoch."""
-        if self.start != span[0]:
-            self.start, self.end = span
-            self.span, self.seen, self.allowed = self.end * 1000, 0, None
-            self._name()
-
-    def _name(self) -> None:
-        limit = self.limit
-        period = limit.period or ""
-        key = f"{PREFIX}n:{limit.name}:{limit.unit}:{period}:{self.start}:{self.holder}"
+            self.mode, self.span = "c", self.end * 1000
+        key = f"{PREFIX}n:{limit.name}:{limit.unit}:{limit.period or ''}:{self.start}:{holder}"
         self.key = key.encode()
+        due = (f"{round(share * SHARE_OF)}:{least}" for share, least in limit.thresholds)
+        self.thresholds = ",".join(due).encode()
         fixed = (
             self.mode,
             limit.amount,
             int(limit.at_limit is AtLimit.ROUTE),
             self.span,
             self.start * 1000,
-            ",".join(map(str, thresholds(limit))),
         )
-        self.fixed = tuple(str(part).encode() for part in fixed)
+        self.fixed = (*(str(part).encode() for part in fixed), self.thresholds)
+
+    @property
+    def period(self) -> tuple[int, int]:
+        return self.start, self.end
 
 
 class _Receipt:
-    """How an admission is settled: its holds in order, as `(key, mode, span, slice)`."""
+    """How an admission is settled: the counters of its holds in order, each with its slice."""
 
     __slots__ = ("local", "open", "places")
 
-    def __init__(
-        self, places: list[tuple[bytes, str, int, int]], local: Admission | None = None
-    ) -> None:
+    def __init__(self, places: list[tuple[_Counter, int]], local: Admission | None = None) -> None:
         self.places = places
         self.local = local  # let in on the worker's own allowance
         self.open = True
@@ -132,25 +128,31 @@ class _Receipt:
 class _Telling:
     """A settlement on its way: heard, or kept to be told again, for it counts once.
 
-    `how`: of a hold in the store (`held`), or of what we let in on our `own`.
+    `how`: of a hold in the store (`held`), of what we let in on our `own`, or of a request whose
+    worker died (`cut`). `counters` in the order of the arguments, for what the reply says of them.
     """
 
-    __slots__ = ("args", "gate", "how", "keys", "request_id")
+    __slots__ = ("args", "counters", "gate", "how", "request_id")
 
     def __init__(
-        self, gate: RedisGate, request_id: str, how: str, keys: list[bytes], args: list[str | int]
+        self,
+        gate: RedisGate,
+        request_id: str,
+        how: str,
+        counters: Sequence[_Counter] = (),
+        args: Sequence[str | bytes | int] = (),
     ) -> None:
         self.gate = gate
         self.request_id = request_id
         self.how = how
-        self.keys = keys
+        self.counters = counters
         self.args = args
 
     def done(self) -> bool:
         return False
 
     def set_result(self, reply: Any, /) -> None:
-        self.gate.heard(reply[0])
+        self.gate.settled(self.counters, reply)
 
     def set_exception(self, error: Any, /) -> None:
         if isinstance(error, RedisReplyError) and str(error).startswith("NOSCRIPT"):
@@ -196,6 +198,7 @@ class RedisGate:
         self._own = LocalGate(clock, lease_s=lease_s)
         self._unsent: deque[_Telling] = deque()
         self.clock_offset_s = 0.0  # Redis's clock less ours
+        self.heard = Heard()
         self.overrun: dict[str, int] = {}
         self.lost = 0  # settlements that found no room to wait in
         self.failures = 0  # requests decided without Redis
@@ -239,7 +242,7 @@ class RedisGate:
                     parts = self._begin_parts(request_id, asks, counters)
                     answer = self._link.command("EVAL", self._script, *parts)
                     continue
-                self.heard(reply[0])
+                self.answered(reply[0])
                 if reply[1] != _CLOCK:
                     return self._concluded(request_id, asks, counters, reply)
                 counters = self._found(asks)
@@ -260,17 +263,16 @@ class RedisGate:
         receipt.open = False
         if receipt.local is not None:
             self._own.settle(receipt.local, used)
-        args: list[str | int] = []
-        for (_, mode, span, slice_), (limit, _, held) in zip(
-            receipt.places, admission.asks, strict=True
-        ):
+        args: list[str | bytes | int] = []
+        for (counter, slice_), (limit, _, held) in zip(receipt.places, admission.asks, strict=True):
             amount = min(used.of(limit.unit, held), FIGURE_MAX)
-            args += (mode, span, slice_, amount)
+            args += (counter.mode, counter.span, slice_, amount, counter.thresholds)
             if amount > held:
                 self.overrun[limit.name] = self.overrun.get(limit.name, 0) + amount - held
-        keys = [place[0] for place in receipt.places]
+                self.heard.overrun(limit, amount - held)
+        counters = [counter for counter, _ in receipt.places]
         how = "held" if receipt.local is None else "own"
-        self.tell(_Telling(self, admission.hold or "", how, keys, args))
+        self.tell(_Telling(self, admission.hold or "", how, counters, args))
 
     def release(self, admission: Admission) -> None:
         """Nothing was sent upstream: give all of it back. Does not wait."""
@@ -285,7 +287,33 @@ class RedisGate:
 
     def abandon(self, request_id: str) -> None:
         """Give back what is or will be held for this request. Commands keep their order."""
-        self.tell(_Telling(self, request_id, "held", [], []))
+        self.tell(_Telling(self, request_id, "held"))
+
+    def cut_off(self, request_id: str) -> None:
+        """Its worker died while a backend worked on it: what was held is what was used."""
+        self.tell(_Telling(self, request_id, "cut"))
+
+    async def resets(self, limits: Sequence[Limit]) -> list[Alert]:
+        """Those of `limits` that were exhausted and have started anew since: told once, by one."""
+        by_name = {limit.name: limit for limit in limits if limit.thresholds}
+        try:
+            parts = (1, LEASES, "resets")
+            try:
+                now_ms, due = await self._link.command("EVALSHA", self._sha, *parts)
+            except RedisReplyError as error:
+                if not str(error).startswith("NOSCRIPT"):
+                    raise
+                now_ms, due = await self._link.command("EVAL", self._script, *parts)
+        except (RedisDown, RedisReplyError):
+            return []  # they wait
+        found = []
+        for key in due:
+            named = counter_of(key)
+            limit = by_name.get(named.limit)
+            if limit is not None and limit.period is not None and limit.period == named.period:
+                span = self._calendars.span(limit.period, limit.zone, now_ms / 1000)
+                found.append(of_reset(limit, named.holder, span))
+        return found
 
     # --- with the store -----------------------------------------------------------------------
 
@@ -294,23 +322,25 @@ class RedisGate:
         out = []
         for limit, holder, _ in asks:
             counter = self._counters.get((limit.name, holder))
-            if counter is None or counter.limit is not limit:
-                counter = self._know(limit, holder, counter)
-            if counter.mode == "c" and not counter.start <= now < counter.end:
-                assert limit.period is not None
-                counter.move(self._calendars.span(limit.period, limit.zone, now))
+            if (
+                counter is None
+                or counter.limit is not limit
+                or (counter.mode == "c" and not counter.start <= now < counter.end)
+            ):
+                counter = self._know(limit, holder, counter, now)
             out.append(counter)
         return out
 
-    def _know(self, limit: Limit, holder: str, before: _Counter | None) -> _Counter:
-        """A counter seen for the first time, or under a new wording of its limit."""
+    def _know(self, limit: Limit, holder: str, before: _Counter | None, now: float) -> _Counter:
+        """A counter seen for the first time, in a new period, or in a new wording of its limit."""
         if len(self._counters) >= COUNTERS_MAX:
             self._counters.clear()
-        counter = self._counters[limit.name, holder] = _Counter(limit, holder)
-        if before is not None and counter.mode == "c":
-            counter.move((before.start, before.end))
-            if counter.key == before.key:
-                counter.seen = before.seen
+        period = (0, 0)
+        if limit.period is not None and limit.period not in WINDOW_S:
+            period = self._calendars.span(limit.period, limit.zone, now)
+        counter = self._counters[limit.name, holder] = _Counter(limit, holder, period)
+        if before is not None and before.key == counter.key:
+            counter.seen = before.seen
         return counter
 
     def _begin_parts(
@@ -331,21 +361,38 @@ class RedisGate:
     ) -> Admission:
         now_ms = reply[0]
         states: list[State] = []
-        places: list[tuple[bytes, str, int, int]] = []
-        for counter, at in zip(counters, range(2, len(reply), 4), strict=True):
-            taken, wait_ms, told, slice_ = reply[at : at + 4]
+        places: list[tuple[_Counter, int]] = []
+        for counter, at in zip(counters, range(2, len(reply), 5), strict=True):
+            taken, wait_ms, told, used, slice_ = reply[at : at + 5]
             counter.seen, counter.allowed = taken if counter.mode == "c" else 0, None
             reset_s = None
             if counter.mode == "w":
                 reset_s = counter.span * SLICES / 1000
             elif counter.mode == "c":
                 reset_s = (counter.span - now_ms) / 1000
-            states.append(State(taken, wait_ms, told, reset_s))
+            states.append(State(taken, wait_ms, reset_s))
             if not wait_ms:
-                places.append((counter.key, counter.mode, counter.span, slice_))
+                places.append((counter, slice_))
+            if told:
+                self._alert(counter, told, used)
         return conclude(request_id, asks, states, _Receipt(places))
 
-    def heard(self, now_ms: int) -> None:
+    def _alert(self, counter: _Counter, told: int, used: int) -> None:
+        share = told / SHARE_OF
+        self.heard.alert(of_share(counter.limit, counter.holder, share, used, counter.period))
+
+    def settled(self, counters: Sequence[_Counter], reply: list[int]) -> None:
+        """The script has counted a settlement, and says what is worth telling of it."""
+        self.answered(reply[0])
+        for counter, at in zip(counters, range(1, len(reply), 3), strict=False):
+            used, told, beyond = reply[at : at + 3]
+            if told:
+                self._alert(counter, told, used)
+            if beyond:
+                of = of_overrun(counter.limit, counter.holder, beyond, used, counter.period)
+                self.heard.alert(of)
+
+    def answered(self, now_ms: int) -> None:
         """Redis has answered, and told its time."""
         self.clock_offset_s = now_ms / 1000 - self._clock.wall()
         if self._unsent:
@@ -353,7 +400,7 @@ class RedisGate:
 
     def tell(self, telling: _Telling, *, whole: bool = False) -> None:
         """Send a settlement, or keep it; `whole` with the script's text."""
-        keys = telling.keys
+        keys = [counter.key for counter in telling.counters]
         sent = self._link.send(
             "EVAL" if whole else "EVALSHA",
             self._script if whole else self._sha,
@@ -406,9 +453,7 @@ class RedisGate:
         spent |= local.spent
         held = [(ask, counter) for ask, counter in kept if ask.limit.name not in spent]
         now_ms = (self._clock.wall() + self.clock_offset_s) * 1000
-        places = [
-            (c.key, c.mode, c.span, int(now_ms // c.span) if c.mode == "w" else 0) for _, c in held
-        ]
+        places = [(c, int(now_ms // c.span) if c.mode == "w" else 0) for _, c in held]
         return replace(
             local,
             asks=tuple(ask for ask, _ in held) if local.refused is None else local.asks,
@@ -428,8 +473,25 @@ class RedisGate:
             else:
                 least = 1 if limit.unit in (Unit.REQUESTS, Unit.CONCURRENT) else 0
                 amount = max(least, limit.amount // share)
-            counter.allowed = replace(limit, amount=amount, alert_shares=())
+            counter.allowed = replace(limit, amount=amount)
         return counter.allowed
 
 
 SCRIPT = Path(__file__).with_name("script.lua").read_text(encoding="utf-8")
+
+
+class Named(NamedTuple):
+    """What the key of a counter says."""
+
+    limit: str
+    unit: str
+    period: str
+    start_s: int
+    holder: str
+
+
+def counter_of(key: bytes) -> Named:
+    """The parts of a counter's key. A holder may have colons, nothing before it has."""
+    name = key.decode("utf-8", "replace").removeprefix(f"{PREFIX}n:")
+    limit, unit, period, start, holder = name.split(":", 4)
+    return Named(limit, unit, period, int(start), holder)

@@ -293,7 +293,7 @@ def _flat(
     """The fields of a frozen value as label and words; parts that are not there say nothing."""
     for field in fields(thing):
         value = getattr(thing, field.name)
-        if field.name in skip:
+        if field.name in skip or not field.init:  # what is worked out from the others
             continue
         if is_dataclass(value) and not isinstance(value, type | Expression | Window | Target):
             inside = _flat(value, catalog)

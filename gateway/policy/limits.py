@@ -20,14 +20,14 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from gateway.domain.catalog import Catalog
-from gateway.domain.limit import AtLimit, Limit, Outage, Period, Unit
+from gateway.domain.limit import CALENDAR, AtLimit, Limit, Outage, Period, Unit
 from gateway.domain.money import NANO_PER_USD
 from gateway.policy.source import Findings, Path, Strict, json_schema, nearest, read
 
 _NAME = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 _DOLLARS = re.compile(r"(0|[1-9][0-9]{0,6})(\.[0-9]{1,9})?")
 _USD_MAX = 9_000_000
-_CALENDAR = (Period.DAY, Period.MONTH)
+_CALENDAR = "day, week and month"
 # Any word may be a tag of a key; these are taken for a slip.
 _SLIPS = {"keys": "key", "key_id": "key", "aliases": "alias", "model": "alias", "models": "alias"}
 _ZONE = re.compile(r"[A-Za-z0-9_+/-]{1,64}")
@@ -71,9 +71,9 @@ class LimitFile(Strict):
     )
     every: Period | None = Field(
         default=None,
-        description="minute and hour slide; day and month are the calendar's in the zone.",
+        description="minute and hour slide; day, week and month are the calendar's in the zone.",
     )
-    zone: str | None = Field(default=None, description="Of a day or a month. Left out: UTC.")
+    zone: str | None = Field(default=None, description="Of a day, a week or a month. Left out: UTC.")
     at_limit: AtLimit = Field(
         default=AtLimit.REFUSE,
         description="refuse: 429. route: it goes on, and routes that match `spent` take it.",
@@ -87,7 +87,7 @@ class LimitFile(Strict):
         default=None, description="Held for the output of a request without a cap. Default 4096."
     )
     alert_shares: list[Share] = Field(
-        default=[], max_length=10, description="Fractions of a day's or month's limit, like 0.8."
+        default=[], max_length=10, description="Fractions of a calendar period's limit, like 0.8. Money is told of at 1 too."
     )
 
 
@@ -151,10 +151,10 @@ def _check_period(limit: LimitFile, path: Path, findings: Findings) -> None:
             )
     elif units and limit.every is None:
         findings.problem(path, "missing key 'every'", f"one of: {', '.join(Period)}")
-    calendar = limit.every in _CALENDAR
+    calendar = limit.every in CALENDAR
     if limit.zone is not None:
         if not calendar:
-            findings.problem((*path, "zone"), "has a meaning for day and month only", key=True)
+            findings.problem((*path, "zone"), f"has a meaning for {_CALENDAR} only", key=True)
         elif not _is_zone(limit.zone):
             findings.problem(
                 (*path, "zone"),
@@ -164,7 +164,7 @@ def _check_period(limit: LimitFile, path: Path, findings: Findings) -> None:
     if limit.alert_shares and not calendar:
         findings.problem(
             (*path, "alert_shares"),
-            "has a meaning for day and month only",
+            f"has a meaning for {_CALENDAR} only",
             "what starts anew all the time would alert all the time",
             key=True,
         )

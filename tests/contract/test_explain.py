@@ -19,6 +19,7 @@ from gateway.domain.catalog import Target
 from gateway.domain.decision import BackendView, Facts, Tails, record
 from gateway.domain.outcome import AttemptRecord, RequestRecord
 from gateway.domain.request import Endpoint
+from gateway.ledger import recorded
 from gateway.ledger.store import Store
 from gateway.ledger.versions import Change, Origin, Versions
 from gateway.policy.engine import Router
@@ -277,3 +278,45 @@ async def test_a_request_of_a_real_gateway(tmp_path, postgres_url, monkeypatch):
         lines = [" ".join(line.split()) for line in told[0].output.splitlines()]
         assert any(line.startswith("1 bad/bad preferred failed (upstream") for line in lines)
         assert any(line.startswith("2 good/good fallback ok") for line in lines)
+
+
+REFUSED = {
+    "limit": "team-month",
+    "per": "team",
+    "holder": "search",
+    "unit": "usd",
+    "every": "month",
+    "amount": 500 * 10**9,
+    "left": 10**9,
+    "asked": 2 * 10**9,
+    "unchecked": False,
+}
+
+
+def test_a_request_that_a_limit_refused_names_the_limit(place):
+    ended = {"outcome": "refused", "error_code": "insufficient_quota", "http_status": 429}
+    place.keep(place.row("req_limited", route=None, decision=REFUSED, **ended))
+    code, said = place.explain("req_limited")
+    assert code == 0
+    assert (
+        "refused by the limit 'team-month' for team 'search', $500 per month: $1 left, the "
+        "request may take $2\nno decision was made: limits come before it\n"
+    ) in said
+    code, said = place.explain("req_limited", "--json")
+    assert json.loads(said)["limit"] == REFUSED
+    assert json.loads(said)["decision"] is None
+
+
+def test_what_a_limit_refused_was_not_decided(place):
+    place.keep(place.row("req_limited", route=None, decision=REFUSED), place.row("req_fine"))
+
+    async def asked():
+        store = await Store.connect(place.url)
+        try:
+            pages = [page async for page in recorded.pages(store, 0, 2**53)]
+            return await recorded.counts(store, 0, 2**53), len(pages[0])
+        finally:
+            await store.close()
+
+    counts, rows = asyncio.run(asked())
+    assert (counts.decided, counts.undecided, rows) == (1, 1, 1)

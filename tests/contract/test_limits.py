@@ -20,7 +20,18 @@ from hypothesis import strategies as st
 
 from gateway.domain.errors import BudgetSpent, RateLimited
 from gateway.domain.limit import AtLimit, Limit, Period, Unit
-from gateway.limits import Admission, Ask, Gate, LocalGate, RedisGate, Used, headers, refusal
+from gateway.limits import (
+    Admission,
+    Alert,
+    Ask,
+    Event,
+    Gate,
+    LocalGate,
+    RedisGate,
+    Used,
+    headers,
+    refusal,
+)
 from gateway.redis_link import RedisLink
 from gateway.runtime import ManualClock
 
@@ -48,6 +59,18 @@ class Place:
     clock: ManualClock
     server: redis.Redis | None = None
     names: int = field(default=0)
+    alerts: list[Alert] = field(default_factory=list)
+    overruns: list[tuple[str, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.gate.heard.alert = self.alerts.append
+        self.gate.heard.overrun = lambda of, n: self.overruns.append((of.name, n))
+
+    def told(self) -> list[tuple[Event, str, float, int]]:
+        """What was told since this was last asked."""
+        found = [(a.event, a.holder, a.share, a.spent) for a in self.alerts]
+        self.alerts.clear()
+        return found
 
     def at(self, now: float) -> None:
         self.clock.now = now
@@ -292,21 +315,171 @@ async def test_a_limit_that_asks_for_another_route_refuses_nothing_and_counts_wh
     assert await place.left(soft) == 100
 
 
-async def test_an_alert_is_told_once_per_period(place: Place) -> None:
-    watched = replace(BUDGET, alert_shares=(0.5, 0.8, 1.0))
+WATCHED = replace(BUDGET, alert_shares=(0.5, 0.8))
+
+
+async def spend(place: Place, of: Limit, amount: int, used_: int | None = None, **more) -> None:
+    """One request: held, used, and the answer of the store heard."""
+    admission = await place.begin((of, amount), **more)
+    place.gate.settle(admission, used(amount if used_ is None else used_, tokens=amount))
+    await place.left(of, **more)
+
+
+async def test_an_alert_is_about_what_was_used_and_told_once_per_period(place: Place) -> None:
+    for _ in range(2):
+        held = await place.begin((WATCHED, 600))
+        assert place.told() == []  # nothing is used of it yet
+        place.gate.release(held)
     told = []
-    for amount in (400, 150, 100, 200, 100, 300, 300):
-        admission = await place.begin((watched, amount))
-        told.append([alert.share for alert in admission.alerts])
-    assert told == [[], [0.5], [], [0.8], [], [1.0], []]
-    month_later = dt.datetime(2026, 12, 23, tzinfo=ZoneInfo("UTC")).timestamp()
-    place.at(month_later)
-    assert [a.share for a in (await place.begin((watched, 600))).alerts] == [0.5]
+    for amount in (400, 150, 100, 200, 100, 50, 50):
+        await spend(place, WATCHED, amount)
+        told.append([(event, share, spent) for event, _, share, spent in place.told()])
+    assert told == [
+        [],
+        [(Event.SHARE, 0.5, 550)],
+        [],
+        [(Event.SHARE, 0.8, 850)],
+        [],
+        [(Event.EXHAUSTED, 1.0, 1000)],
+        [],
+    ]
+    place.at(dt.datetime(2026, 12, 23, tzinfo=ZoneInfo("UTC")).timestamp())
+    await spend(place, WATCHED, 600)
+    alert = place.alerts[0]
+    assert (alert.share, alert.holder, alert.limit.name) == (0.5, "k", "budget")
+    begins = [dt.datetime.fromtimestamp(at, dt.UTC).date() for at in (alert.start_s, alert.end_s)]
+    assert begins == [dt.date(2026, 12, 1), dt.date(2027, 1, 1)]
+
+
+async def test_each_holder_is_told_of_and_a_leap_tells_the_highest_share_only(place: Place) -> None:
+    await spend(place, WATCHED, 900, holder="one")
+    await spend(place, WATCHED, 550, holder="two")
+    assert place.told() == [(Event.SHARE, "one", 0.8, 900), (Event.SHARE, "two", 0.5, 550)]
+
+
+async def test_a_budget_is_exhausted_when_a_request_does_not_fit_any_more(place: Place) -> None:
+    await spend(place, BUDGET, 700)
+    assert place.told() == []  # without shares of its own only its end is told
+    for _ in range(2):
+        assert (await place.begin((BUDGET, 400))).refused is not None
+    assert place.told() == [(Event.EXHAUSTED, "k", 1.0, 700)]
+    soft = replace(BUDGET, name="soft", at_limit=AtLimit.ROUTE)
+    await spend(place, soft, 700)
+    assert (await place.begin((soft, 400), (RATE, 1))).spent == {"soft"}
+    assert place.told() == [(Event.EXHAUSTED, "k", 1.0, 700)]
+
+
+async def test_a_share_listed_later_is_not_told_again_and_tokens_have_shares_too(
+    place: Place,
+) -> None:
+    await spend(place, replace(BUDGET, alert_shares=(0.8,)), 850)
+    await spend(place, replace(BUDGET, alert_shares=(0.5, 0.8)), 10)
+    assert [share for _, _, share, _ in place.told()] == [0.8]
+    await spend(place, TOKENS, 90)
+    await spend(place, replace(TOKENS, alert_shares=(0.9,)), 5)
+    assert place.told() == [(Event.SHARE, "k", 0.9, 95)]
 
 
 async def test_a_request_larger_than_the_limit_raises_no_alert(place: Place) -> None:
-    watched = replace(BUDGET, alert_shares=(0.5, 1.0))
-    assert (await place.begin((watched, 5000))).alerts == ()
+    await place.begin((WATCHED, 5000))
+    assert place.told() == []
+
+
+async def test_an_overrun_is_counted_each_time_and_told_once_per_period(place: Place) -> None:
+    for _ in range(2):
+        await spend(place, BUDGET, 100, 130)
+    await spend(place, RATE, 1)
+    assert place.overruns == [("budget", 30), ("budget", 30)]
+    (alert,) = place.alerts
+    assert (alert.event, alert.beyond, alert.spent) == (Event.OVERRUN, 30, 130)
+    assert alert.share == pytest.approx(0.13)
+
+
+async def test_what_was_exhausted_and_starts_anew_is_told_once(place: Place) -> None:
+    day = replace(BUDGET, name="day", period=Period.DAY, zone="Europe/Berlin")
+    await spend(place, day, 1000, holder="a:b")
+    await spend(place, day, 900, holder="other")
+    assert await place.gate.resets((day,)) == []
+    place.at(dt.datetime(2026, 11, 24, tzinfo=ZoneInfo("Europe/Berlin")).timestamp() + 1)
+    (alert,) = await place.gate.resets((day, BUDGET))
+    assert (alert.event, alert.holder, alert.limit) == (Event.RESET, "a:b", day)
+    assert (alert.start_s, alert.end_s - alert.start_s) == (place.clock.now - 1, 86_400)
+    assert await place.gate.resets((day,)) == []
+
+
+async def test_a_limit_that_is_no_more_resets_in_silence(place: Place) -> None:
+    day = replace(BUDGET, name="day", period=Period.DAY)
+    await spend(place, day, 1000)
+    place.wait(86_400)
+    assert await place.gate.resets((replace(day, period=Period.MONTH), BUDGET)) == []
+    assert await place.gate.resets((day,)) == []
+
+
+# --- a worker that died ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def shared(redis_url: str) -> AsyncIterator[Place]:
+    async with place_of("redis", lambda: redis_url) as made:
+        yield made
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_a_dead_worker_had_under_way_counts_at_its_hold(
+    shared: Place, late: bool
+) -> None:
+    """The vendor bills it, and nobody knows better; permits are free. Whenever it is told, once."""
+    rate = limit("daily", Unit.REQUESTS, 5, Period.DAY)
+    hour = limit("hour", Unit.TOKENS, 100, Period.HOUR)
+    asks = (BUDGET, 400), (TOKENS, 40), (rate, 1), (AT_ONCE, 1), (hour, 40)
+    await shared.begin(*asks)
+    await shared.begin((BUDGET, 50))
+    if late:
+        shared.wait(LEASE_S + 1)
+        assert [await shared.left(of) for of, _ in asks] == [1000, 100, 5, 2, 100]
+    for _ in range(2):
+        shared.gate.cut_off("r1")
+    shared.gate.cut_off("nobody's")
+    assert await shared.left(BUDGET) == (600 if late else 550)
+    assert [await shared.left(of) for of, _ in asks[1:]] == [60, 4, 2, 60]
+    await spend(shared, replace(BUDGET, alert_shares=(0.4,)), 1)
+    assert shared.told() == [(Event.SHARE, "k", 0.4, 401)]  # it is used, not held
+
+
+async def test_a_counter_of_before_used_amounts_were_noted_counts_as_used(shared: Place) -> None:
+    assert shared.server is not None
+    await spend(shared, BUDGET, 700)
+    (key,) = shared.server.scan_iter("wb:{limits}:n:*")
+    shared.server.hdel(key, "u")
+    await spend(shared, replace(BUDGET, alert_shares=(0.8,)), 100)
+    assert shared.told() == [(Event.SHARE, "k", 0.8, 800)]
+
+
+def test_what_a_process_counted_outlives_it() -> None:
+    async def run() -> None:
+        clock = ManualClock(NOON)
+        first = Place(LocalGate(clock), clock)
+        await spend(first, WATCHED, 850)
+        await first.begin((BUDGET, 50), (RATE, 1), (AT_ONCE, 1))
+        assert isinstance(first.gate, LocalGate)
+        again = LocalGate(clock)
+        again.restore(first.gate.rows())
+        second = Place(again, clock)
+        assert await second.left(WATCHED) == 100  # what was held nobody can say less of
+        assert await second.left(RATE) == 5
+        await spend(second, WATCHED, 1)
+        assert second.told() == []  # 0.8 was told before
+        await spend(second, WATCHED, 99)
+        clock.now = dt.datetime(2026, 12, 1, tzinfo=dt.UTC).timestamp()
+        third = LocalGate(clock)
+        third.restore(again.rows())
+        assert [alert.event for alert in await third.resets((WATCHED,))] == [Event.RESET]
+        clock.now += 86_401
+        fourth = LocalGate(clock)
+        fourth.restore(again.rows())
+        assert fourth.rows() == []
+
+    asyncio.run(run())
 
 
 async def test_a_limit_worded_anew_goes_on_counting(place: Place) -> None:
@@ -347,7 +520,7 @@ async def test_only_a_hard_budget_asks_for_known_prices(place: Place) -> None:
 # --- properties -----------------------------------------------------------------------------------
 
 SMALL = (
-    limit("p-usd", Unit.USD, 60, Period.DAY, alert_shares=(0.5, 1.0)),
+    limit("p-usd", Unit.USD, 60, Period.DAY, alert_shares=(0.5, 0.9)),
     limit("p-req", Unit.REQUESTS, 6, Period.MINUTE),
     limit("p-tok", Unit.TOKENS, 50, Period.HOUR),
     limit("p-now", Unit.CONCURRENT, 3),
@@ -431,7 +604,6 @@ async def play(place: Place, steps: list[tuple]) -> list[object]:
                             (s.remaining, s.reset_s and round(s.reset_s, 2))
                             for s in admission.standings
                         ],
-                        [alert.share for alert in admission.alerts],
                     )
                 )
             case (what, index, *amount) if index < len(entries):
@@ -455,6 +627,8 @@ async def play(place: Place, steps: list[tuple]) -> list[object]:
                         entry.takes = {}
                         entries.remove(entry)  # it was never heard of, so nobody settles it
                 entry.told = entry.ended = True
+    await place.left(SMALL[0], "nobody")  # what was told before it is heard by now
+    history.append([(a.event, a.limit.name, a.share, a.spent, a.beyond) for a in place.alerts])
     return history
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from gateway.dispatch import Dispatch
-from gateway.domain.errors import BudgetSpent, RateLimited, UpstreamBroken
+from gateway.domain.errors import BudgetSpent, RateLimited, StoreUnavailable, UpstreamBroken
 from gateway.domain.limit import AtLimit, Limit, Period, Unit
+from gateway.limits import Admission, Ask, LocalGate, Standing
+from gateway.limits.answers import refusal_told
+from gateway.limits.gate import Ready
 from gateway.policy.language import Behaviour, Canary, Hedge
 from tests.unit.spine import CALLER, FINE, ROLE, Script, begin, build, finish, request, said
 
@@ -116,6 +120,66 @@ async def test_the_loser_of_a_hedge_counts_against_the_budget() -> None:
     await finish(answer)
     assert kept.closed[0].attempt_count == 2
     assert await left(dispatch) == 1_000_000 - kept.closed[0].cost_nano_usd
+
+
+async def test_the_tokens_of_a_hedges_loser_count_too() -> None:
+    silent = Script(pieces=[ROLE, said("late")], gate=asyncio.Event(), gate_at=1)
+    dispatch, _, kept = build(
+        {"a": silent, "b": FINE},
+        behaviour=Behaviour(hedge=Hedge(after_ms=1, share_max=1.0)),
+        limits=(limit(Unit.TOKENS, 1000),),
+    )
+    _, answer = await begin(dispatch)
+    await finish(answer)
+    lost, won = sorted(kept.closed[0].attempts, key=lambda a: a.outcome)
+    assert (lost.outcome, lost.tokens, won.tokens) == ("hedge_lost", 12, 17)
+    assert await left(dispatch) == 1000 - 29
+
+
+async def test_a_refusal_is_kept_with_the_limit_that_refused() -> None:
+    dispatch, _, kept = build({"a": FINE}, limits=(limit(Unit.USD, 50_000),))
+    trip = dispatch.arrive("chat/completions")
+    with pytest.raises(BudgetSpent) as caught:
+        await dispatch.answer(trip, CALLER, request(), privacy=None, session=None)
+    dispatch.refuse(trip, caught.value, 429)
+    assert kept.closed[0].decision == {
+        "limit": "l",
+        "per": "team",
+        "holder": "x",
+        "unit": "usd",
+        "every": "day",
+        "amount": 50_000,
+        "left": 50_000,
+        "asked": 52_000,
+        "unchecked": False,
+    }
+    assert refusal_told(kept.closed[0].decision) == (
+        "refused by the limit 'l' for team 'x', $0.00005 per day: $0.00005 left, the request may "
+        "take $0.000052"
+    )
+
+
+class Away(LocalGate):
+    """A gate whose store cannot be asked."""
+
+    def begin(self, request_id: str, asks: tuple[Ask, ...]) -> Awaitable[Admission]:
+        (ask,) = asks
+        standing = Standing(ask.limit, ask.holder, 0, None)
+        return Ready(Admission(asks=asks, refused=standing, store_down=True))
+
+
+async def test_a_limit_that_cannot_be_checked_is_no_fault_of_ours() -> None:
+    dispatch, _, kept = build({"a": FINE}, limits=(limit(Unit.USD, 50_000),))
+    dispatch.gate = Away(dispatch.clock)
+    trip = dispatch.arrive("chat/completions")
+    with pytest.raises(StoreUnavailable) as caught:
+        await dispatch.answer(trip, CALLER, request(), privacy=None, session=None)
+    dispatch.refuse(trip, caught.value, 503)
+    row = kept.closed[0]
+    assert (row.outcome, row.error_code) == ("no_route", "store_unavailable")
+    assert refusal_told(row.decision) == (
+        "refused by the limit 'l' for team 'x': its store could not be asked"
+    )
 
 
 async def test_an_unpriced_backend_is_no_candidate_under_a_hard_budget() -> None:

@@ -196,14 +196,14 @@ def test_without_limits_nothing_is_asked_and_nothing_waits() -> None:
 
 # --- periods --------------------------------------------------------------------------------------
 
-ZONES = st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Cuba"])
-
-
-@given(
-    st.sampled_from([Period.DAY, Period.MONTH]),
-    ZONES,
-    st.floats(0, 4e9, allow_nan=False),
+ZONES = st.sampled_from(
+    ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Cuba", "Australia/Lord_Howe"]
 )
+CALENDARS = (Period.DAY, Period.WEEK, Period.MONTH)
+FORMATS = {Period.DAY: "%Y-%m-%d", Period.WEEK: "%G-%V", Period.MONTH: "%Y-%m"}
+
+
+@given(st.sampled_from(CALENDARS), ZONES, st.floats(0, 4e9, allow_nan=False))
 def test_every_moment_is_in_one_period_and_the_next_begins_where_it_ends(
     period: Period, zone: str, at: float
 ) -> None:
@@ -213,13 +213,43 @@ def test_every_moment_is_in_one_period_and_the_next_begins_where_it_ends(
     assert calendar(period, zone, end)[0] == end
     first = dt.datetime.fromtimestamp(start, ZoneInfo(zone))
     assert first.hour in (0, 1)  # in Cuba a day may begin at one
-    assert period is Period.DAY or first.day == 1
+    assert period is not Period.WEEK or first.weekday() == 0
+    assert period is not Period.MONTH or first.day == 1
 
 
-def test_the_day_the_clocks_change_is_as_long_as_it_is() -> None:
-    at = dt.datetime(2026, 10, 25, 12, tzinfo=ZoneInfo("Europe/Berlin")).timestamp()
-    start, end = calendar(Period.DAY, "Europe/Berlin", at)
-    assert end - start == 25 * 3600
+@given(st.sampled_from(CALENDARS), ZONES, st.integers(0, 4_000_000_000))
+def test_a_period_is_what_a_calendar_on_the_wall_calls_by_one_name(
+    period: Period, zone: str, at: int
+) -> None:
+    """The name of the local day, ISO week or month is the same within, and another one outside."""
+
+    def name(moment: int) -> str:
+        return dt.datetime.fromtimestamp(moment, ZoneInfo(zone)).strftime(FORMATS[period])
+
+    start, end = calendar(period, zone, at)
+    assert name(start) == name(end - 1) == name(at)
+    assert name(at) not in (name(start - 1), name(end))
+
+
+@pytest.mark.parametrize(
+    ("period", "day", "hours"),
+    [
+        (Period.DAY, (2026, 3, 29), 23),
+        (Period.DAY, (2026, 10, 25), 25),
+        (Period.WEEK, (2026, 3, 25), 7 * 24 - 1),
+        (Period.WEEK, (2026, 10, 19), 7 * 24 + 1),
+        (Period.WEEK, (2026, 12, 31), 7 * 24),  # of two years
+        (Period.MONTH, (2026, 3, 1), 31 * 24 - 1),
+        (Period.MONTH, (2026, 10, 31), 31 * 24 + 1),
+        (Period.MONTH, (2028, 2, 29), 29 * 24),
+    ],
+)
+def test_a_period_in_which_the_clocks_change_is_as_long_as_it_is(
+    period: Period, day: tuple[int, int, int], hours: int
+) -> None:
+    at = dt.datetime(*day, 12, tzinfo=ZoneInfo("Europe/Berlin")).timestamp()
+    start, end = calendar(period, "Europe/Berlin", at)
+    assert end - start == hours * 3600
 
 
 # --- several workers without a store --------------------------------------------------------------

@@ -114,12 +114,18 @@ def _explain_request(request_id: str, folder: Path, *, as_json: bool) -> None:
             err=True,
         )
         raise typer.Exit(1)
-    again = _decide_again(row, files, folder) if row.decision is not None else None
+    decided = row.decision is not None and _limit(row) is None
+    again = _decide_again(row, files, folder) if decided else None
     if as_json:
         typer.echo(json.dumps(_as_dict(row, again), indent=2))
     else:
         _print(row, again)
     raise typer.Exit(1 if again is not None and again.identical is False else 0)
+
+
+def _limit(row: RequestRecord) -> Mapping[str, Any] | None:
+    """What is kept of the limit that refused it, before anything was decided."""
+    return row.decision if row.decision is not None and "limit" in row.decision else None
 
 
 def _fetch(request_id: str) -> tuple[RequestRecord | None, Mapping[str, str] | None]:
@@ -245,6 +251,7 @@ def _as_dict(row: RequestRecord, again: _Again | None) -> dict[str, Any]:
 
     return {
         "request": {name: getattr(row, name) for name in _ROW},
+        "limit": _limit(row),
         "decision": None if again is None else again.told.as_dict(),
         "identical": None if again is None else again.identical,
         "why_not_decided_again": "" if again is None else again.why_not,
@@ -265,6 +272,11 @@ def _print(row: RequestRecord, again: _Again | None) -> None:
             f"a copy of {row.shadow_of}, sent for comparison: its answer was thrown away and "
             "nobody is billed for it"
         )
+    elif (limit := _limit(row)) is not None:
+        from gateway.limits.answers import refusal_told
+
+        typer.echo(refusal_told(limit))
+        typer.echo("no decision was made: limits come before it")
     elif again is None:
         typer.echo("no decision was made: it ended before there was one")
     else:

@@ -45,6 +45,7 @@ def request(request_id: str, **fields) -> RequestRecord:
         "model": "gpt-4.1-mini",
         "policy": "balanced",
         "policy_digest": "abc",
+        "route": "r",
         "decision": {"route": "r", "order": [["openai/x", "cheapest", 0, 12, 1.5]], "excluded": []},
         "outcome": Outcome.OK.value,
         "http_status": 200,

@@ -89,23 +89,23 @@ MISTAKES = {
         "l.yaml:3:30: limits[0].usd: must be more than 0 and at most 9000000"
     ),
     "{name: a, per: key, tokens: 5}": (
-        "l.yaml:3:5: limits[0]: missing key 'every'; one of: minute, hour, day, month"
+        "l.yaml:3:5: limits[0]: missing key 'every'; one of: minute, hour, day, week, month"
     ),
-    "{name: a, per: key, tokens: 5, every: week}": (
-        "l.yaml:3:43: limits[0].every: unknown value 'week'; one of: minute, hour, day, month"
+    "{name: a, per: key, tokens: 5, every: year}": (
+        "l.yaml:3:43: limits[0].every: unknown value 'year'; one of: minute, hour, day, week, month"
     ),
     "{name: a, per: key, concurrent: 5, every: day}": (
         "l.yaml:3:40: limits[0].every: contradicts concurrent: at once has no period"
     ),
     "{name: a, per: key, tokens: 5, every: minute, zone: UTC}": (
-        "l.yaml:3:51: limits[0].zone: has a meaning for day and month only"
+        "l.yaml:3:51: limits[0].zone: has a meaning for day, week and month only"
     ),
     "{name: a, per: key, tokens: 5, every: day, zone: Europe/Berln}": (
         "l.yaml:3:54: limits[0].zone: unknown time zone 'Europe/Berln'; "
         "did you mean 'Europe/Berlin'?"
     ),
     "{name: a, per: key, requests: 5, every: hour, alert_shares: [0.5]}": (
-        "l.yaml:3:51: limits[0].alert_shares: has a meaning for day and month only; "
+        "l.yaml:3:51: limits[0].alert_shares: has a meaning for day, week and month only; "
         "what starts anew all the time would alert all the time"
     ),
     "{name: a, per: key, requests: 5, every: hour, hold_output_tokens: 5}": (
