@@ -24,6 +24,7 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function
 _ROLES_TEXT = ", ".join(sorted(ROLES))
 TOKENS_PER_MESSAGE = 4
 TOKENS_PER_IMAGE = 1_000
+SERVICE_TIER_CHARS_MAX = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,7 @@ def parse(endpoint: Endpoint, body: bytes, limits: BodyLimits) -> ModelRequest:
         output_tokens_max=_output_tokens_max(document),
         needs=frozenset(needs) if needs else _NOTHING,
         choices=choices,
+        service_tier=_service_tier(document),
     )
 
 
@@ -121,6 +123,24 @@ def _choices(document: dict[str, Any], needs: set[Capability], limits: BodyLimit
     if choices > 1:
         needs.add(Capability.MULTIPLE_CHOICES)
     return choices
+
+
+# How callers ask for the tier that everybody gets.
+_STANDARD = frozenset({"", "auto", "default", "on_demand", "standard", "standard_only"})
+
+
+def _service_tier(document: dict[str, Any]) -> str | None:
+    """What is asked for; what a vendor then serves it says itself."""
+    tier = document.get("service_tier")
+    if tier is None:
+        return None
+    if type(tier) is not str or len(tier) > SERVICE_TIER_CHARS_MAX:
+        raise InvalidRequest(
+            f"'service_tier' must be a string of at most {SERVICE_TIER_CHARS_MAX} characters.",
+            param="service_tier",
+        )
+    tier = tier.lower()
+    return None if tier in _STANDARD else tier
 
 
 def _output_tokens_max(document: dict[str, Any]) -> int | None:

@@ -47,9 +47,9 @@ class Facts:
     `cached_tokens` the part of the prompt expected in the pinned target's cache. `at_us` is the
     arrival, microseconds since the Unix epoch (UTC). `spent` names the limits that are used up and
     ask for another route instead of a refusal; `priced_only` is set where a hard budget counts the
-    request, so that an unknown price is no candidate. `reverted` are the routes whose canary was
-    taken back. `pinned` is the target the session last used, `incumbent` what this alias last
-    went to.
+    request, so that an unknown price is no candidate. `service_tier` is what the caller asks for,
+    None for the standard one. `reverted` are the routes whose canary was taken back. `pinned` is
+    the target the session last used, `incumbent` what this alias last went to.
     `bucket` (0..9999) is stable for a session: it decides who is in a share (canary).
     `tie_break` orders equals, derived from the request id so that load spreads and replays agree.
     """
@@ -73,6 +73,7 @@ class Facts:
     incumbent: Target | None = None
     bucket: int = 0
     tie_break: int = 0
+    service_tier: str | None = None
 
 
 class Tails(NamedTuple):
@@ -171,7 +172,7 @@ _view = attrgetter(
 # Of the facts, those that are left out where they say nothing.
 _SELDOM = (
     *("key_id", "tags", "privacy", "stream", "cached_tokens"),
-    *("spent", "priced_only", "reverted", "pinned", "incumbent"),
+    *("spent", "priced_only", "reverted", "pinned", "incumbent", "service_tier"),
 )
 _seldom = attrgetter(*_SELDOM)
 _NO_TAILS = (None, None, None)
@@ -259,6 +260,7 @@ def _facts_in(given: Mapping[str, Any]) -> Facts:
         incumbent=_target(given.get("incumbent")),
         bucket=given.get("bucket", 0),
         tie_break=given.get("tie_break", 0),
+        service_tier=given.get("service_tier"),
     )
 
 

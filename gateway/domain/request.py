@@ -44,6 +44,7 @@ class ModelRequest:
     `prompt_tokens`: estimate from the characters, for routing and for a flagged bill when usage
     never comes. `output_tokens_max`: the caller's cap, None where it set none.
     `usage_wanted`: the caller asked for the usage chunk of a stream (else we ask and strip it).
+    `service_tier`: the one it asks for, in small letters; None for what everybody gets.
     """
 
     endpoint: Endpoint
@@ -55,6 +56,7 @@ class ModelRequest:
     output_tokens_max: int | None
     needs: frozenset[Capability]
     choices: int = 1
+    service_tier: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,9 @@ class GivenFile(Strict):
         default=9999, ge=0, le=9999, description="Its place among the shares; 0 is in all of them."
     )
     tie_break: int = Field(default=0, ge=0, le=2**32 - 1, description="Orders equals.")
+    service_tier: str | None = Field(
+        default=None, max_length=40, description="Asked for: flex, priority. Left out: standard."
+    )
     backends: dict[str, ViewFile] = Field(
         default={}, max_length=1000, description="What was observed of them."
     )
@@ -350,6 +353,7 @@ def _given(
         incumbent=incumbent,
         bucket=file.bucket,
         tie_break=file.tie_break,
+        service_tier=file.service_tier,
     )
     snapshot = {name: _view(view) for name, view in file.backends.items()}
     return Given(facts=facts, snapshot=snapshot, configured=file.configured)

@@ -27,9 +27,10 @@ snapshot alone, so its record replays to the same decision.
 INVARIANTS
 - Every target of the alias ends in exactly one of `order`, `cut` and `excluded`.
 - No target whose clearance is below the request's privacy class is ever in `order`.
-- What is not known is never taken for good: an unknown price fails a price limit and sorts last,
-  terms that are not stated do not satisfy. Exceptions: the backend itself refuses what is too long
-  for an unknown context; what was not measured meets its level (`scoring`).
+- What is not known is never taken for good: an unknown price, also of the service tier that was
+  asked for, fails a price limit and sorts last, terms that are not stated do not satisfy.
+  Exceptions: the backend itself refuses what is too long for an unknown context; what was not
+  measured meets its level (`scoring`).
 - Who else is there does not matter: removing a target that was not chosen never changes who is.
   One exception: where an explored target, or a pin with `cost_ratio_max`, was put before the first
   of the order, it was so in view of that one; without it the choice is made anew.
@@ -37,7 +38,7 @@ INVARIANTS
 
 `Router` does per (policy, catalog, rates) what does not depend on the request, when an alias and a
 route are first asked for, so that a decision is one pass over a short table. Build a new one when
-any of the three changes, at the latest at midnight UTC, when other price rows may come into force.
+any of the three changes: prices do at dates and hours.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ from gateway.domain.decision import (
 from gateway.domain.money import Rates, usd
 from gateway.policy.expressions import ExpressionFailed
 from gateway.policy.language import Affinity, By, Policy, Route
-from gateway.policy.scoring import KNOWN, REASONS, cost, latency, misses
+from gateway.policy.scoring import KNOWN, REASONS, latency, misses
 from gateway.policy.table import Plan, Row
 
 _UNSEEN = BackendView()
@@ -181,20 +182,21 @@ class Router:
         pinned = -1 if facts.pinned is None else plan.places.get(facts.pinned, -1)
         ranked: list[_Ranked] = []
         excluded: list[Exclusion] = []
-        for row in plan.rows:
+        tier = facts.service_tier
+        for row in plan.rows if tier is None else plan.under(tier, self.rates):
             broken = self._unfit(row, facts)
             if broken is None:
                 view = snapshot.get(row.backend, _UNSEEN)
                 booked = compared = None
-                if row.prices is not None:
+                if row.cost is not None:
                     cached = facts.cached_tokens if row.place == pinned else 0
-                    booked = compared = cost(row.prices, facts, cached)
+                    booked = compared = row.cost(facts, cached)
                 if row.paid_for:
                     compared = 0
                 if booked is None and facts.priced_only:
-                    broken = Rule.PRICE_UNKNOWN, "a hard budget counts it, its price is not known"
+                    broken = Rule.PRICE_UNKNOWN, f"a hard budget counts it, {_unknown(tier, 'its')}"
                 else:
-                    broken = _unready(row, view, compared, price_max)
+                    broken = _unready(row, view, compared, price_max, tier)
             if broken is not None:
                 excluded.append(Exclusion(row.target, *broken))
                 continue
@@ -266,7 +268,7 @@ def decide(
 
 
 def _unready(
-    row: Row, view: BackendView, cost: int | None, price_max: int | None
+    row: Row, view: BackendView, cost: int | None, price_max: int | None, tier: str | None
 ) -> tuple[Rule, str] | None:
     """The rule by which this target is out for its price or for the moment, if there is one.
 
@@ -275,7 +277,7 @@ def _unready(
     """
     if price_max is not None:
         if cost is None:
-            return Rule.PRICE_UNKNOWN, "the route has a price limit and this price is not known"
+            return Rule.PRICE_UNKNOWN, f"the route has a price limit and {_unknown(tier, 'this')}"
         if cost > price_max:
             return Rule.PRICE_MAX, f"would cost ${usd(cost)}, the limit is ${usd(price_max)}"
     if view.circuit == "open":
@@ -287,6 +289,11 @@ def _unready(
     if view.in_flight >= row.in_flight_max:
         return Rule.CAPACITY, f"{view.in_flight} requests in flight, {row.in_flight_max} {row.room}"
     return None
+
+
+def _unknown(service_tier: str | None, whose: str) -> str:
+    of_it = "" if service_tier is None else f" of service tier {service_tier}"
+    return f"{whose} price{of_it} is not known"
 
 
 def _wait(view: BackendView, why: str) -> str:

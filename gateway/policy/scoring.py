@@ -3,9 +3,11 @@
 Owns the models of cost and of latency and what an objective compares. Knows nothing of rules, of
 tiers and of who may be chosen.
 
-COST. uncached × input + cached × cached input + output × output, as `domain.money.cost` would book
-it: whole numbers, one rounding, half to even. Cached tokens are expected where the session was
-before and nowhere else.
+COST. uncached × input + cached × cached input + output × output + what a request costs, in the tier
+of the prompt's length, as `domain.money.rate` would book it: whole numbers, one rounding, half to
+even. Cached tokens are expected where the session was before and nowhere else. How much of the
+output will be reasoning is not known: where that has a price of its own, the dearer of both counts
+for all of it. Nobody can know beforehand what will be written to a cache, or searched: left out.
 
 LATENCY. To the last token: (TTFT + output tokens × TPOT) × (1 + queue / in flight).
 TTFT is the median seen, moved along its slope to this prompt's length, never below 0. The last
@@ -26,11 +28,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from math import gcd, log
+from itertools import pairwise
+from math import gcd, inf, log
 from typing import NamedTuple, TypeAlias
 
 from gateway.domain.decision import BackendView, Facts, Tails
-from gateway.domain.money import Rates
+from gateway.domain.money import UNIT, Meter, Rates
 from gateway.policy.language import By, Metric, Route, Slo
 
 COST_FLOOR_NANO_USD, LATENCY_FLOOR_MS = 1_000, 1.0
@@ -40,24 +43,58 @@ COST_FLOOR_NANO_USD, LATENCY_FLOOR_MS = 1_000, 1.0
 EXPLORED, KNOWN, UNMEASURED, UNPRICED = range(4)
 
 
-class Prices(NamedTuple):
-    """Nano-USD per token times `scale`, as integers, so that costs are exact without Decimal."""
+# Predicted nano-USD of a request of whose prompt so many tokens are cached.
+Cost: TypeAlias = Callable[[Facts, int], int]
+
+
+def costing(rates: Rates) -> Cost | None:
+    """What requests are predicted to cost at these rates; None where tokens have no price."""
+    if not rates.by_token:
+        return None
+    if rates.marginal and rates.tiers:
+        return _marginal(rates)
+    flat = _flat(rates)
+    if not rates.tiers:
+        return flat
+    longer = [(tier.above, _flat(tier.rates)) for tier in reversed(rates.tiers)]
+
+    def cliff(facts: Facts, cached: int) -> int:
+        for above, held in longer:
+            if facts.prompt_tokens > above:
+                return held(facts, cached)
+        return flat(facts, cached)
+
+    return cliff
+
+
+class _Whole(NamedTuple):
+    """Nano-USD per token, and of a request, times a scale: exact without Decimal."""
 
     uncached: int
     cached: int
     output: int
-    scale: int
+    request: int
 
-    @classmethod
-    def of(cls, rates: Rates) -> Prices:
-        reread = rates.input if rates.cached_input is None else rates.cached_input
-        per_mtok = (rates.input, reread, rates.output)
-        scale: int = 10 ** max(map(_digits, per_mtok))
-        # 1 USD per million tokens is 1,000 nano-USD per token.
-        whole = [int(price * scale) * 1000 for price in per_mtok]
-        common = gcd(scale, *whole)
-        uncached, cached, output = (price // common for price in whole)
-        return cls(uncached, cached, output, scale // common)
+
+def _whole(several: Sequence[Rates]) -> tuple[list[_Whole], int]:
+    """All of them at the least scale that makes them whole numbers, and that scale."""
+    prices = [
+        (
+            (Meter.INPUT, rates.input),
+            (Meter.CACHE_READ, rates.price(Meter.CACHE_READ)),
+            (Meter.OUTPUT, max(rates.output, rates.price(Meter.REASONING) or rates.output)),
+            (Meter.REQUEST, rates.price(Meter.REQUEST)),
+        )
+        for rates in several
+    ]
+    digits = (_digits(usd) for row in prices for _, usd in row if usd)
+    scale: int = 10 ** max(digits, default=0)
+    whole = [
+        [0 if usd is None else int(usd * scale) * (10**9 // UNIT[meter]) for meter, usd in row]
+        for row in prices
+    ]
+    common = gcd(scale, *(price for row in whole for price in row))
+    return [_Whole(*(price // common for price in row)) for row in whole], scale // common
 
 
 def _digits(value: Decimal) -> int:
@@ -66,16 +103,44 @@ def _digits(value: Decimal) -> int:
     return max(0, -exponent)
 
 
-def cost(prices: Prices, facts: Facts, cached: int) -> int:
-    """Predicted nano-USD of a request of whose prompt `cached` tokens are cached."""
-    per_uncached, per_cached, per_output, scale = prices
-    prompt = facts.prompt_tokens
-    if cached:
-        cached = min(cached, prompt)
-    exact = per_uncached * (prompt - cached) + per_cached * cached
-    exact += per_output * facts.output_tokens
+def _flat(rates: Rates) -> Cost:
+    ((uncached_, cached_, output_, request_),), scale = _whole((rates,))
+
+    def exact(facts: Facts, cached: int) -> int:
+        prompt = facts.prompt_tokens
+        if cached:
+            cached = min(cached, prompt)
+            prompt -= cached
+            return uncached_ * prompt + cached_ * cached + output_ * facts.output_tokens + request_
+        return uncached_ * prompt + output_ * facts.output_tokens + request_
+
     if scale == 1:
         return exact
+    return lambda facts, cached: _rounded(exact(facts, cached), scale)
+
+
+def _marginal(rates: Rates) -> Cost:
+    """The prompt from its beginning, what is cached first, cut at the bounds of the tiers."""
+    (base, *longer), scale = _whole((rates, *(tier.rates for tier in rates.tiers)))
+    bounds = [0, *(tier.above for tier in rates.tiers), inf]
+    spans = list(zip(pairwise(bounds), (base, *longer), strict=True))
+
+    def cost(facts: Facts, cached: int) -> int:
+        prompt = facts.prompt_tokens
+        exact = base.output * facts.output_tokens + base.request
+        for (start, end), held in spans:
+            if prompt <= start:
+                break
+            inside = int(min(prompt, end) - start)
+            reread = int(min(max(cached - start, 0), inside))
+            exact += held.uncached * (inside - reread) + held.cached * reread
+        return _rounded(exact, scale)
+
+    return cost
+
+
+def _rounded(exact: int, scale: int) -> int:
+    """Half to even."""
     whole, rest = divmod(exact, scale)
     twice = 2 * rest
     return whole + (twice > scale or (twice == scale and whole & 1))

@@ -7,7 +7,7 @@ prices and the route's own bounds worked into it. Decides nothing (`engine`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from math import inf
 
@@ -17,7 +17,7 @@ from gateway.domain.money import Rates
 from gateway.domain.request import Capability, Endpoint
 from gateway.policy.language import PRIORITY_SHARES, OwnCost, Route, Spill
 from gateway.policy.matching import Condition, conditions
-from gateway.policy.scoring import Level, Objective, Prices, objective
+from gateway.policy.scoring import Cost, Level, Objective, costing, objective
 from gateway.policy.terms import unmet
 
 _UNBOUNDED = 1 << 62
@@ -46,7 +46,7 @@ class Row:
     unfit: tuple[Rule, str] | None  # for its terms or by the policy, whatever is asked
     in_flight_max: int
     room: str  # says whose bound that is
-    prices: Prices | None
+    cost: Cost | None  # None: its price is not known
     paid_for: bool
     groups: int
     canary: bool
@@ -55,7 +55,10 @@ class Row:
 
 @dataclass(slots=True, eq=False)
 class Plan:
-    """A route as it is for one alias, its table made when a request first takes it."""
+    """A route as it is for one alias, its tables made when a request first takes them.
+
+    `rows` have the standard prices, `special` those of a service tier; "" is one that nobody has.
+    """
 
     route: Route
     alias: Alias
@@ -65,6 +68,7 @@ class Plan:
     canary_buckets: int
     rows: tuple[Row, ...] = ()
     places: Mapping[Target, int] = field(default_factory=dict)
+    special: dict[str, tuple[Row, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, route: Route, alias: Alias) -> Plan:
@@ -84,6 +88,21 @@ class Plan:
             for place, target in enumerate(dict.fromkeys(self.alias.targets))
         )
         self.places = {row.target: row.place for row in self.rows}
+
+    def under(self, service_tier: str, rates: Mapping[Target, Rates]) -> tuple[Row, ...]:
+        """The rows at the prices of that service tier; a target that has none is unpriced."""
+        if service_tier in self.special:
+            return self.special[service_tier]
+        known = (rates[row.target] for row in self.rows if row.target in rates)
+        name = service_tier if any(service_tier in r.service_tiers for r in known) else ""
+        if name not in self.special:
+            self.special[name] = tuple(_at(row, name, rates.get(row.target)) for row in self.rows)
+        return self.special[name]
+
+
+def _at(row: Row, service_tier: str, rates: Rates | None) -> Row:
+    held = None if rates is None else rates.service_tiers.get(service_tier)
+    return replace(row, cost=None if held is None else costing(held))
 
 
 def _row(place: int, target: Target, route: Route, catalog: Catalog, rates: Rates | None) -> Row:
@@ -114,7 +133,7 @@ def _row(place: int, target: Target, route: Route, catalog: Catalog, rates: Rate
         unfit=unfit,
         in_flight_max=share,
         room="allowed" if share == slots else f"of {slots} for {route.priority} requests",
-        prices=None if rates is None else Prices.of(rates),
+        cost=None if rates is None else costing(rates),
         paid_for=own and route.own_cost is OwnCost.MARGINAL,
         groups=sum(1 << bit for bit, e in enumerate(catalog.equivalences) if target in e.targets),
         canary=route.canary is not None and backend.name in route.canary.backends,

@@ -39,7 +39,7 @@ from gateway.policy.language import (
     Terms,
     Window,
 )
-from gateway.policy.scoring import Prices, cost
+from gateway.policy.scoring import costing
 
 BOUND_US = 100  # the median for 20 targets and 50 routes
 TARGETS, ROUTES = (2, 5, 10, 20, 40, 80), (1, 10, 50, 200)
@@ -187,14 +187,15 @@ def decides(name: str, targets: int, matches: Sequence[Match], last: Route) -> C
 
 def floor(targets: int) -> Case:
     there = catalog(targets)
-    prices = rates(there)
+    costs = {target: costing(held) for target, held in rates(there).items()}
     rows = [
-        (there.backends[t.backend].clearance, Prices.of(prices[t]), t.backend)
-        for t in there.aliases["chat"].targets
+        (there.backends[t.backend].clearance, cost, t.backend)
+        for t, cost in costs.items()
+        if cost is not None
     ]
 
     def one(facts: Facts) -> list[tuple[int, str]]:
-        fit = [(cost(p, facts, 0), name) for clear, p, name in rows if facts.privacy <= clear]
+        fit = [(cost(facts, 0), name) for clear, cost, name in rows if facts.privacy <= clear]
         return sorted(fit)
 
     return Case("floor: filter, price, sort", one, requests(targets))

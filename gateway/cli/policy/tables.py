@@ -128,6 +128,8 @@ def _facts(facts: Facts, privacy: str) -> str:
         privacy,
         f"{size}, {facts.output_tokens} output tokens expected",
     ]
+    if facts.service_tier is not None:
+        parts.append(f"service tier {escape(facts.service_tier)}")
     if facts.needs:
         parts.append("needs " + ", ".join(sorted(facts.needs)))
     if facts.tags:

@@ -50,8 +50,19 @@ def test_needs_are_read_from_the_body(fields: dict[str, Any], need: Capability) 
 
 
 @pytest.mark.parametrize(
+    ("asked", "tier"),
+    [("flex", "flex"), ("Priority", "priority"), ("scale", "scale"), (None, None), ("-", None)]
+    + [(usual, None) for usual in ("auto", "default", "standard", "standard_only")],
+)
+def test_the_service_tier_that_everybody_gets_is_none(asked: str | None, tier: str | None) -> None:
+    assert chat(service_tier=asked).service_tier == tier
+
+
+@pytest.mark.parametrize(
     ("fields", "param"),
     [
+        ({"service_tier": 3}, "service_tier"),
+        ({"service_tier": "x" * 41}, "service_tier"),
         ({"model": "-"}, "model"),
         ({"model": ""}, "model"),
         ({"model": 3}, "model"),

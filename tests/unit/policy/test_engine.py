@@ -9,6 +9,7 @@ import pytest
 
 from gateway.domain.catalog import Kind, Limits, StandIn, Target
 from gateway.domain.decision import BackendView, Rule, Tails
+from gateway.domain.money import Tier
 from gateway.domain.request import Capability, Endpoint
 from gateway.policy.engine import Router, decide
 from gateway.policy.expressions import compile_expression
@@ -166,6 +167,50 @@ def test_cheapest_is_by_the_cost_of_this_request_and_unpriced_is_last():
     assert names(long) == ["host", "own", "api", "host2"]
     assert [c.cost_nano_usd for c in long.order] == [1_750_000, 1_900_000, 2_750_000, None]
     assert [c.why for c in long.order] == ["cheapest", "fallback", "fallback", "fallback"]
+
+
+FLEX = {
+    Target("api", "m"): replace(rates("1"), service_tiers={"flex": rates("0.5")}),
+    Target("host", "m"): replace(rates("4"), service_tiers={"flex": rates("0.25")}),
+    Target("own", "m"): rates("0.1"),
+}
+
+
+def test_a_service_tier_that_is_asked_for_has_its_own_prices_and_without_one_is_unpriced():
+    router = Router.build(policy(by=By.CHEAPEST), FOUR, FLEX)
+    standard, flex = (router.decide(facts(service_tier=tier), {}) for tier in (None, "flex"))
+    assert names(standard) == ["own", "api", "host", "host2"]
+    assert names(flex)[:2] == ["host", "api"]
+    assert [c.cost_nano_usd for c in flex.order] == [75_000, 100_000, None, None]
+
+
+@pytest.mark.parametrize("tier", ["flex", "never heard of"])
+def test_what_the_tier_costs_is_asked_where_a_price_counts(tier):
+    for asked, default, said in (
+        ({"priced_only": True}, {}, "a hard budget counts it, its price"),
+        ({}, {"price_max_nano_usd": 10**9}, "the route has a price limit and this price"),
+    ):
+        made = policy(**default)
+        decision = decide(made, FOUR, FLEX, facts(service_tier=tier, **asked), {})
+        assert set(names(decision)) == ({"api", "host"} if tier == "flex" else set())
+        assert {e.detail for e in decision.excluded} == {
+            f"{said} of service tier {tier} is not known"
+        }
+
+
+def test_tiers_nobody_has_share_one_table():
+    router = Router.build(policy(), FOUR, FLEX)
+    for number in range(100):
+        router.decide(facts(service_tier=f"x{number}"), {})
+    ((plan,),) = router._plans.values()
+    assert set(plan.special) == {""}
+
+
+def test_a_long_prompt_goes_by_the_prices_of_long_prompts():
+    longer = {Target("host", "m"): replace(rates("1"), tiers=(Tier(100, rates("9")),))}
+    router = Router.build(policy(by=By.CHEAPEST), FOUR, prices(api=3, own=2) | longer)
+    first = {n: names(router.decide(facts(prompt_tokens=n), {}))[0] for n in (100, 101)}
+    assert first == {100: "host", 101: "own"}
 
 
 def test_fastest_is_by_the_time_to_the_last_token():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.domain.catalog import Kind, StandIn, Target
 from gateway.domain.decision import BackendView, Rule, recalled, record
-from gateway.domain.money import Rates, cost
+from gateway.domain.money import Meter, Rates, Unpriced, cost, rate
 from gateway.policy.engine import Router, decide
 from gateway.policy.language import Behaviour, By, Canary, OwnCost, Route
 from tests.unit.policy.worlds import NAMES, World, rates, worlds
@@ -72,7 +72,11 @@ def allowed(world: World, route: Route, target: Target) -> bool:
     asked, wanted = facts.output_tokens_max, facts.output_tokens
     whole = facts.prompt_tokens + (wanted if asked is None else asked)
     uncached = facts.prompt_tokens - cached
-    price = rates and cost(rates, uncached=uncached, cached=cached, output=facts.output_tokens)
+    used = {Meter.INPUT: uncached, Meter.CACHE_READ: cached, Meter.OUTPUT: facts.output_tokens}
+    try:
+        price = rates and rate(rates, used, service_tier=facts.service_tier).nano
+    except Unpriced:
+        price = None
     if facts.priced_only and price is None:
         return False  # a hard budget cannot hold what has no price
     price = 0 if own and route.own_cost is OwnCost.MARGINAL else price
@@ -209,6 +213,7 @@ def test_a_cheaper_equal_never_loses(world, dear):
     """A twin that costs less is before its equal under every objective; `order` compares none."""
     target, twin = world.alias.targets[0], Target("twin", "m")
     name, world = target.backend, unmoved(world)
+    world = replace(world, facts=replace(world.facts, service_tier=None))
     routes = tuple(
         replace(
             route,
@@ -314,7 +319,7 @@ def test_a_mix_is_the_weighted_ratio_to_the_best(world):
     its floor. The incumbent stays while it is within the hysteresis of the best, and only then."""
     known = replace(
         world,
-        facts=replace(world.facts, pinned=None),
+        facts=replace(world.facts, pinned=None, service_tier=None),
         rates={t: world.rates.get(t, SOME_RATES) for t in world.alias.targets},
         snapshot={
             name: view if view.ttft_ms else replace(view, ttft_ms=77.0)

@@ -64,6 +64,7 @@ fact_fields = {
     "incumbent": st.none() | targets,
     "bucket": st.integers(0, 9999),
     "tie_break": st.integers(0, 2**64 - 1),
+    "service_tier": st.none() | words.filter(bool),
 }
 all_views = st.builds(BackendView, **view_fields)
 all_facts = st.builds(Facts, **fact_fields)

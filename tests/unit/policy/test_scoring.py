@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from math import exp, isclose
 
@@ -9,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.domain import money
 from gateway.domain.decision import BackendView, Tails
-from gateway.domain.money import Rates
+from gateway.domain.money import Meter, Rates, Tier, rate
 from gateway.policy.language import By, Metric, Route, Slo
 from gateway.policy.scoring import (
     EXPLORED,
@@ -19,8 +19,7 @@ from gateway.policy.scoring import (
     UNMEASURED,
     UNPRICED,
     Level,
-    Prices,
-    cost,
+    costing,
     latency,
     misses,
     objective,
@@ -32,28 +31,54 @@ from tests.unit.policy.worlds import facts, rates
 usd = st.decimals("0", "999999", places=9, allow_nan=False) | st.decimals(
     "0", "20", places=2, allow_nan=False
 )
-
-
-@given(
-    usd, usd, st.none() | usd, st.integers(0, 10**7), st.integers(0, 10**7), st.integers(0, 10**6)
+others = st.dictionaries(st.sampled_from([Meter.REQUEST, Meter.CACHE_WRITE_5M]), usd)
+plain = st.builds(
+    Rates, id=st.just("r"), input=usd, output=usd, cached_input=st.none() | usd, others=others
 )
-def test_the_predicted_cost_is_exactly_the_one_that_would_be_booked(
-    inp, out, reread, prompt, cached, output
-):
-    price = Rates(id="r", input=inp, output=out, cached_input=reread)
+bounds = st.lists(st.integers(1, 10**7), unique=True, max_size=3).map(sorted)
+tiered = st.builds(
+    lambda base, above, marginal, data: replace(
+        base, tiers=tuple(map(Tier, above, data)), marginal=marginal
+    ),
+    plain,
+    bounds,
+    st.booleans(),
+    st.lists(plain, min_size=3, max_size=3),
+)
+
+
+@given(tiered, st.data(), st.integers(0, 10**7), st.integers(0, 10**6))
+def test_the_predicted_cost_is_exactly_the_one_that_would_be_booked(price, data, cached, output):
+    edges = [above + more for above, _ in price.tiers for more in (0, 1)]
+    prompt = data.draw(st.sampled_from(edges) if edges else st.integers(0, 10**7))
     asked = facts(prompt_tokens=prompt, output_tokens=output)
-    cached_there = min(cached, prompt)
-    booked = money.cost(price, uncached=prompt - cached_there, cached=cached_there, output=output)
-    assert cost(Prices.of(price), asked, cached) == booked
+    there = min(cached, prompt)
+    quantities = {Meter.INPUT: prompt - there, Meter.CACHE_READ: there, Meter.OUTPUT: output}
+    assert costing(price)(asked, cached) == rate(price, quantities).nano
+
+
+@given(tiered, st.integers(0, 2 * 10**7), st.integers(0, 10**6))
+def test_wherever_in_the_tiers_the_prompt_ends(price, prompt, output):
+    quantities = {Meter.INPUT: prompt, Meter.OUTPUT: output}
+    asked = facts(prompt_tokens=prompt, output_tokens=output)
+    assert costing(price)(asked, 0) == rate(price, quantities).nano
 
 
 @pytest.mark.parametrize(("tokens", "nano"), [(1, 0), (2, 1), (3, 2), (5, 2), (7, 4)])
 def test_half_a_nano_rounds_to_even(tokens, nano):
-    assert cost(Prices.of(rates("0.0005", "0")), facts(prompt_tokens=tokens), 0) == nano
+    assert costing(rates("0.0005", "0"))(facts(prompt_tokens=tokens), 0) == nano
 
 
-def test_a_price_in_cents_needs_no_scale():
-    assert Prices.of(rates("0.25", "2.10", cached="0.025")) == (250, 25, 2100, 1)
+@pytest.mark.parametrize("reasoning", ["0.5", "3"])
+def test_reasoning_with_a_price_of_its_own_counts_where_it_is_dearer(reasoning):
+    price = replace(rates("0", "1"), others={Meter.REASONING: Decimal(reasoning)})
+    dearer = max(Decimal(1), Decimal(reasoning))
+    assert costing(price)(facts(output_tokens=10), 0) == dearer * 10_000
+
+
+def test_what_is_not_paid_by_the_token_has_no_predicted_cost():
+    seconds = Rates(id="r", input=Decimal(0), output=Decimal(0), by_token=False)
+    assert costing(seconds) is None
 
 
 # --- latency ----------------------------------------------------------------------------------
@@ -164,4 +189,4 @@ def test_below_the_floors_all_are_alike(weight, cost, ms):
 
 def test_prices_are_finite():
     with pytest.raises(AssertionError):
-        Prices.of(Rates(id="r", input=Decimal("NaN"), output=Decimal(1)))
+        costing(Rates(id="r", input=Decimal("NaN"), output=Decimal(1)))

@@ -22,7 +22,7 @@ from gateway.domain.catalog import (
     Target,
 )
 from gateway.domain.decision import BackendView, Decision, Facts, Rule, Snapshot, Tails
-from gateway.domain.money import Rates
+from gateway.domain.money import Meter, Rates, Tier
 from gateway.domain.request import Capability, Endpoint
 from gateway.policy.engine import decide
 from gateway.policy.expressions import compile_expression
@@ -185,7 +185,23 @@ class Dice:
 
     def rates(self) -> Rates:
         inp, out, reread = (Decimal(self.random.randint(0, 5000)) / 1000 for _ in range(3))
-        return Rates(id="r", input=inp, output=out, cached_input=self.maybe(0.5, min(inp, reread)))
+        return Rates(
+            id="r",
+            input=inp,
+            output=out,
+            cached_input=self.maybe(0.5, min(inp, reread)),
+            others={Meter.REQUEST: reread} if self.chance(0.1) else {},
+        )
+
+    def tiered(self) -> Rates:
+        """Most for any length of a prompt, and for nobody in a hurry."""
+        made = self.rates()
+        if self.chance(0.2):
+            tiers = (Tier(self.random.randint(1, 200), self.rates()),)
+            made = replace(made, tiers=tiers, marginal=self.chance(0.5))
+        if self.chance(0.3):
+            made = replace(made, service_tiers={"flex": self.rates()})
+        return made
 
     def backend(self, name: str) -> Backend:
         model = Model(
@@ -334,13 +350,14 @@ class Dice:
             bucket=self.random.randint(0, 9999),
             tie_break=self.random.getrandbits(64),
             priced_only=self.chance(0.1),
+            service_tier=self.maybe(0.1, "flex", "scale"),
         )
 
     def world(self) -> World:
         return World(
             policy=self.policy(),
             catalog=self.catalog(),
-            rates={Target(name, "m"): self.rates() for name in NAMES if self.chance(0.8)},
+            rates={Target(name, "m"): self.tiered() for name in NAMES if self.chance(0.8)},
             facts=self.facts(),
             snapshot={name: self.view() for name in NAMES if self.chance(0.8)},
         )
