@@ -290,3 +290,26 @@ def usd(nano: int) -> str:
     whole, rest = divmod(abs(nano), NANO_PER_USD)
     fraction = f"{rest:09d}".rstrip("0")
     return f"{sign}{whole}.{fraction}" if fraction else f"{sign}{whole}"
+
+
+class Currency(NamedTuple):
+    """What amounts are shown in; they are booked in US dollars. A dollar is `per_usd` of it."""
+
+    code: str = "USD"
+    per_usd: Decimal = Decimal(1)
+
+
+DOLLARS: Final = Currency()
+_SYMBOLS: Final = {"USD": "$", "EUR": "\u20ac", "GBP": "\u00a3"}
+
+
+def shown(nano: int, currency: Currency = DOLLARS) -> str:
+    """Nano-USD for people: to the cent, below one to two digits that say something.
+
+    `$1,234.50`, `\u20ac0.0042`, `CHF 12.00`, `-$3.00`. For display only: it is rounded.
+    """
+    amount = Decimal(nano) * currency.per_usd / NANO_PER_USD
+    digits = 2 if abs(amount) >= Decimal("0.01") or not nano else 1 - amount.adjusted()
+    text = f"{abs(amount).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_EVEN):,f}"
+    sign = "-" if nano < 0 else ""
+    return f"{sign}{_SYMBOLS.get(currency.code, currency.code + ' ')}{text}"
