@@ -383,6 +383,7 @@ class Dispatch:
             incumbent=self._incumbents.get(request.alias),
             bucket=hash_of(_number(trip.session) if trip.session else tie_break) % SHARE_OF,
             tie_break=tie_break,
+            service_tier=request.service_tier,
         )
 
     def _check_priority(self, route: Route) -> None:
