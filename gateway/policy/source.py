@@ -131,8 +131,7 @@ def read(schema: type[ModelT], text: str, source: str) -> tuple[ModelT, Findings
     When the mistakes allow it, they are mended so that the caller's own checks can run and tell
     theirs in the same go; the caller ends with `findings.raise_if_any()`.
     """
-    findings = Findings(source)
-    return fitted(schema, _parse(text, findings), findings), findings
+    return fitted(schema, _parse(text, findings := Findings(source)), findings), findings
 
 
 def fitted(schema: type[ModelT], value: Any, findings: Findings) -> ModelT:
@@ -153,8 +152,7 @@ def fitted(schema: type[ModelT], value: Any, findings: Findings) -> ModelT:
 
 def plain(text: str, source: str) -> tuple[Any, Findings]:
     """The file as plain values, and where each stands. Raises ConfigErrors if it is not YAML."""
-    findings = Findings(source)
-    return _parse(text, findings), findings
+    return _parse(text, findings := Findings(source)), findings
 
 
 def keys(text: str) -> frozenset[str]:
@@ -162,8 +160,8 @@ def keys(text: str) -> frozenset[str]:
     try:
         value, _ = plain(text, "")
     except ConfigErrors:
-        return frozenset()
-    return frozenset(value) if isinstance(value, dict) else frozenset()
+        value = None
+    return frozenset(value if isinstance(value, dict) else ())
 
 
 def digest(schema: Strict) -> str:

@@ -13,48 +13,61 @@ import typer
 
 from gateway.cli.policy.options import AsJson, Folder, usage
 from gateway.cli.prices.options import At, Opened, moment, opened
+from gateway.domain.money import TOKEN_METERS, UNIT, Meter, Unpriced, rate, usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.domain.catalog import Target
-    from gateway.domain.money import Charge, Line, Meter, Rates
+    from gateway.domain.money import Charge, Line, Rates
     from gateway.ledger.prices import Dated
+
+
+_OF_PROMPT = (
+    Meter.CACHE_READ,
+    Meter.CACHE_WRITE_5M,
+    Meter.CACHE_WRITE_1H,
+    Meter.INPUT_AUDIO,
+    Meter.CACHE_READ_AUDIO,
+    Meter.INPUT_IMAGE,
+)
+_OF_ANSWER = (Meter.REASONING, Meter.OUTPUT_AUDIO, Meter.OUTPUT_IMAGE)
+_BESIDE = (
+    Meter.SEARCH_CALL,
+    Meter.IMAGE,
+    Meter.SECOND,
+    Meter.MINUTE,
+    Meter.GPU_SECOND,
+    Meter.REPLICA_MINUTE,
+)
+
+
+def _count(what: str) -> Any:
+    return typer.Option(min=0, help=what)
 
 
 def quote(
     model: Annotated[str, typer.Argument(help="A model, an alias, or BACKEND/MODEL.")],
     backend: Annotated[str, typer.Option(help="Only there; default: wherever it is.")] = "",
     input_: Annotated[
-        int,
-        typer.Option(
-            "--input", min=0, help="Tokens of the whole prompt; the next are parts of it."
-        ),
+        int, typer.Option("--input", min=0, help="Tokens of the whole prompt, with its parts.")
     ] = 0,
-    cached: Annotated[int, typer.Option(min=0, help="Of the prompt: read from a cache.")] = 0,
-    cache_write: Annotated[
-        int, typer.Option(min=0, help="Of the prompt: written to a cache for five minutes.")
-    ] = 0,
-    cache_write_1h: Annotated[
-        int, typer.Option("--cache-write-1h", min=0, help="Of the prompt: for an hour.")
-    ] = 0,
-    audio_input: Annotated[int, typer.Option(min=0, help="Of the prompt: audio.")] = 0,
-    cached_audio_input: Annotated[
-        int, typer.Option(min=0, help="Of the prompt, beside --cached: audio from a cache.")
-    ] = 0,
-    image_input: Annotated[int, typer.Option(min=0, help="Of the prompt: pictures.")] = 0,
-    output: Annotated[
-        int, typer.Option(min=0, help="Tokens of the whole answer; the next are parts of it.")
-    ] = 0,
-    reasoning: Annotated[int, typer.Option(min=0, help="Of the answer: reasoning.")] = 0,
-    audio_output: Annotated[int, typer.Option(min=0, help="Of the answer: audio.")] = 0,
-    image_output: Annotated[int, typer.Option(min=0, help="Of the answer: pictures.")] = 0,
-    searches: Annotated[int, typer.Option(min=0, help="Web searches.")] = 0,
-    images: Annotated[int, typer.Option(min=0, help="Pictures made, where counted.")] = 0,
-    seconds: Annotated[int, typer.Option(min=0, help="Of audio or video.")] = 0,
-    minutes: Annotated[int, typer.Option(min=0, help="Of audio or video.")] = 0,
-    gpu_seconds: Annotated[int, typer.Option(min=0, help="Of rented GPUs.")] = 0,
-    replica_minutes: Annotated[int, typer.Option(min=0, help="Of rented replicas.")] = 0,
+    cached: Annotated[int, _count("Of the prompt: read from a cache.")] = 0,
+    cache_write: Annotated[int, _count("Of the prompt: written to a cache, 5 minutes.")] = 0,
+    cache_write_1h: Annotated[int, _count("Of the prompt: written to one for an hour.")] = 0,
+    audio_input: Annotated[int, _count("Of the prompt: audio.")] = 0,
+    cached_audio_input: Annotated[int, _count("Of the prompt: audio from a cache.")] = 0,
+    image_input: Annotated[int, _count("Of the prompt: pictures.")] = 0,
+    output: Annotated[int, _count("Tokens of the whole answer, with its parts.")] = 0,
+    reasoning: Annotated[int, _count("Of the answer: reasoning.")] = 0,
+    audio_output: Annotated[int, _count("Of the answer: audio.")] = 0,
+    image_output: Annotated[int, _count("Of the answer: pictures.")] = 0,
+    searches: Annotated[int, _count("Web searches.")] = 0,
+    images: Annotated[int, _count("Pictures made, where counted.")] = 0,
+    seconds: Annotated[int, _count("Of audio or video.")] = 0,
+    minutes: Annotated[int, _count("Of audio or video.")] = 0,
+    gpu_seconds: Annotated[int, _count("Of rented GPUs.")] = 0,
+    replica_minutes: Annotated[int, _count("Of rented replicas.")] = 0,
     at: At = "",
     service_tier: Annotated[str, typer.Option(help="As the vendor names it: batch, flex.")] = "",
     region: Annotated[str, typer.Option(help="Default: the backend's data.region.")] = "",
@@ -70,36 +83,13 @@ def quote(
 
     Example: weighbridge prices quote gpt-6-sol --input 300000 --cached 200000 --output 1500
     """
-    from gateway.domain.money import Meter
-
-    in_parts = {
-        Meter.CACHE_READ: cached,
-        Meter.CACHE_WRITE_5M: cache_write,
-        Meter.CACHE_WRITE_1H: cache_write_1h,
-        Meter.INPUT_AUDIO: audio_input,
-        Meter.CACHE_READ_AUDIO: cached_audio_input,
-        Meter.INPUT_IMAGE: image_input,
-    }
-    out_parts = {
-        Meter.REASONING: reasoning,
-        Meter.OUTPUT_AUDIO: audio_output,
-        Meter.OUTPUT_IMAGE: image_output,
-    }
-    metered = {
-        Meter.INPUT: _rest("--input", input_, in_parts),
-        **in_parts,
-        Meter.OUTPUT: _rest("--output", output, out_parts),
-        **out_parts,
-        Meter.SEARCH_CALL: searches,
-        Meter.IMAGE: images,
-        Meter.SECOND: seconds,
-        Meter.MINUTE: minutes,
-        Meter.GPU_SECOND: gpu_seconds,
-        Meter.REPLICA_MINUTE: replica_minutes,
-    }
-    quantities = {meter: count for meter, count in metered.items() if count}
-    if not quantities:
-        usage("nothing to quote: say at least --input and --output")
+    quantities = _quantities(
+        input_,
+        (cached, cache_write, cache_write_1h, audio_input, cached_audio_input, image_input),
+        output,
+        (reasoning, audio_output, image_output),
+        (searches, images, seconds, minutes, gpu_seconds, replica_minutes),
+    )
     when, known = moment(at), opened(folder)
     asked = _asked(known, model, backend)
     if region:
@@ -127,6 +117,29 @@ class _Quote:
     rates: Rates | None = None
     row: Dated | None = None
     why_not: str = ""
+
+
+def _quantities(
+    prompt: int,
+    of_prompt: tuple[int, ...],
+    answer: int,
+    of_answer: tuple[int, ...],
+    others: tuple[int, ...],
+) -> dict[Meter, int]:
+    """So much of each meter; ends with 2 where parts are more than their whole, or all is 0."""
+    in_parts = dict(zip(_OF_PROMPT, of_prompt, strict=True))
+    out_parts = dict(zip(_OF_ANSWER, of_answer, strict=True))
+    metered = {
+        Meter.INPUT: _rest("--input", prompt, in_parts),
+        **in_parts,
+        Meter.OUTPUT: _rest("--output", answer, out_parts),
+        **out_parts,
+        **dict(zip(_BESIDE, others, strict=True)),
+    }
+    quantities = {meter: count for meter, count in metered.items() if count}
+    if not quantities:
+        usage("nothing to quote: say at least --input and --output")
+    return quantities
 
 
 def _rest(name: str, whole: int, parts: Mapping[Meter, int]) -> int:
@@ -169,7 +182,6 @@ def _quote(
     when: dt.datetime,
     service_tier: str | None,
 ) -> _Quote:
-    from gateway.domain.money import Unpriced, rate
     from gateway.ledger.price_file import instant
 
     at = instant(when)
@@ -212,7 +224,6 @@ def _per_usd(known: Opened, currency: str, when: dt.datetime) -> Decimal | None:
 
 def _print(one: _Quote, currency: str, per_usd: Decimal | None) -> None:
     from gateway.cli.policy.tables import print_table, table_of
-    from gateway.domain.money import usd
 
     if one.charge is None or one.rates is None or one.row is None:
         typer.echo(f"{one.target}  unpriced: {one.why_not}")
@@ -261,8 +272,6 @@ def _because(one: _Quote) -> dict[str, str]:
 
 def _remark(line: Line, rates: Rates) -> str:
     """Why that price, where the row does not say it for this meter."""
-    from gateway.domain.money import Meter
-
     if line.above is not None:
         return f"beyond {line.above:,} tokens"
     own = {Meter.INPUT, Meter.OUTPUT, *rates.others}
@@ -275,8 +284,6 @@ def _remark(line: Line, rates: Rates) -> str:
 
 
 def _unit(meter: Meter) -> str:
-    from gateway.domain.money import TOKEN_METERS, UNIT
-
     if meter in TOKEN_METERS:
         return "1M tokens"
     return f"{UNIT[meter]:,} {meter.value}" if UNIT[meter] > 1 else meter.value.replace("_", " ")
@@ -305,8 +312,6 @@ def _as_dict(
 
 
 def _one_as_dict(one: _Quote, per_usd: Decimal | None) -> dict[str, Any]:
-    from gateway.domain.money import UNIT
-
     told: dict[str, Any] = {"backend": one.target.backend, "model": one.target.model}
     if one.charge is None or one.rates is None:
         return told | {"total_nano_usd": None, "unpriced": one.why_not}
