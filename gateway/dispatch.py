@@ -514,7 +514,7 @@ class Dispatch:
                     self.fleet.answering(attempt.target.backend)
                     break
         except UpstreamError as error:
-            self._failed(attempt, error)
+            self._failed(trip, attempt, error)
             raise
         except BaseException as error:
             ours = isinstance(error, Exception)  # a wire broke its promise: ours to answer for
@@ -571,7 +571,7 @@ class Dispatch:
             if sent:
                 attempt.weigh(trip.rates(attempt.target))
 
-    def _failed(self, attempt: Attempt, error: UpstreamError) -> None:
+    def _failed(self, trip: Trip, attempt: Attempt, error: UpstreamError) -> None:
         """The backend failed before content: note it, on the row and against the backend."""
         rejected = isinstance(error, UpstreamRejected)
         now, name = self.now(), attempt.target.backend
@@ -579,6 +579,9 @@ class Dispatch:
             return
         self.fleet.ended(name)
         attempt.record.http_status, attempt.record.error_code = error.status, error.code
+        usage = attempt.progress.usage
+        if usage is not None and (usage.output or usage.reported):
+            attempt.weigh(trip.rates(attempt.target))  # it said what it metered: it may bill that
         if rejected:
             # It answered: the request was at fault, the backend is well.
             self.fleet.succeeded(name, now, ttft_ms=None, tpot_ms=None)

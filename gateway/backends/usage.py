@@ -77,12 +77,12 @@ _ANTHROPIC_CACHE = "https://platform.claude.com/docs/en/build-with-claude/prompt
 _LITELLM = "litellm.types.utils.Usage"  # Anthropic, Bedrock, Gemini and the rest, translated
 _LLAMA_CPP = "https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md"
 _DEEPSEEK = "https://api-docs.deepseek.com/guides/kv_cache"
-_TOGETHER = "https://docs.together.ai/docs/prompt-caching"
+_MOONSHOT = "https://platform.moonshot.ai/docs/api/chat"  # Together states it so, too
 _SGLANG = "sglang.srt.entrypoints.openai.protocol.UsageInfo"
 _XAI = "https://docs.x.ai/developers/advanced-api-usage/prompt-caching/usage-and-pricing"
 _XAI_TOOLS = "https://docs.x.ai/developers/tools/overview"
-_MISTRAL = "mistralai.models.UsageInfo"
-_OPENROUTER = "https://openrouter.ai/docs/guides/administration/usage-accounting"
+_MISTRAL = "mistralai.models.UsageInfo"  # {} where there is no audio
+_OPENROUTER = "https://openrouter.ai/docs/use-cases/usage-accounting"
 _DASHSCOPE = "https://www.alibabacloud.com/help/en/model-studio/context-cache"
 
 SHAPES: Final = (
@@ -108,10 +108,9 @@ SHAPES: Final = (
             Field("prompt_tokens_details.image_tokens", "image", _XAI),
             Field("completion_tokens_details.image_tokens", "output_image", _OPENROUTER),
             Field("reasoning_tokens", "reasoning", _SGLANG),
-            Field("cached_tokens", "cached", _TOGETHER),
+            Field("cached_tokens", "cached", _MOONSHOT),
             Field("prompt_cache_hit_tokens", "cached", _DEEPSEEK),
             Field("prompt_cache_miss_tokens", "missed", _DEEPSEEK),
-            Field("num_cached_tokens", "cached", _MISTRAL),
             Field("prompt_audio_seconds", "seconds", _MISTRAL),
             Field("server_side_tool_usage_details.web_search_calls", "searches", _XAI_TOOLS),
             Field("server_side_tool_usage_details.x_search_calls", "searches_x", _XAI_TOOLS),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -22,6 +24,7 @@ from gateway.domain.errors import (
     UpstreamError,
     UpstreamRejected,
 )
+from gateway.domain.money import Meter
 from gateway.domain.request import Capability, Usage
 from tests.unit.spine import (
     CALLER,
@@ -120,6 +123,47 @@ async def test_a_client_that_leaves_is_settled_as_such() -> None:
         "estimated",
         1,
     )
+
+
+@pytest.mark.parametrize(("words", "output"), [([], 1), (["x", "y"], 2)])
+async def test_what_was_reported_before_the_cut_counts_and_the_rest_is_counted(
+    words: list[str], output: int
+) -> None:
+    """Anthropic tells the prompt when a stream begins, and the output when it ends."""
+    writes = {Meter.CACHE_WRITE_5M: 40}
+    early = Usage(100, 7, 1, reported=False, others=writes, service_tier="priority")
+    began = replace(ROLE, usage=early)
+    pieces = [began, *map(said, words)]
+    cut = Script(pieces=pieces, after=UpstreamBroken("gone"))
+    dispatch, _, kept = build({"a": cut, "b": FINE})
+    _, answer = await begin(dispatch)
+    with suppress(UpstreamBroken):  # where it had said something, else b answers
+        await finish(answer)
+    row = kept.closed[0].attempts[0]
+    assert (row.usage_source, row.output_tokens) == ("estimated", output)
+    assert (row.uncached_tokens, row.cached_tokens) == (100, 7)
+    assert (row.other_meters, row.service_tier) == ({"cache_write_5m": 40}, "priority")
+
+
+async def test_who_failed_without_a_figure_bills_nothing() -> None:
+    tier = replace(ROLE, usage=Usage(12, 0, 0, reported=False, service_tier="flex"))
+    dispatch, _, kept = build({"a": Script(pieces=[tier], after=UpstreamBroken("gone")), "b": FINE})
+    await finish((await begin(dispatch))[1])
+    assert [a.usage_source for a in kept.closed[0].attempts] == ["none", "reported"]
+
+
+async def test_usage_that_does_not_add_up_is_counted_once_by_attempt(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    odd = Usage(10, 2, 5, contradiction="prompt 12 and output 5 do not make the total 20")
+    pieces = [said("hello", usage=odd), said("world", finished=True, usage=odd)]
+    dispatch, _, kept = build({"a": Script(pieces=pieces)})
+    await finish((await begin(dispatch))[1])
+    assert kept.closed[0].usage_source == "reported"
+    page = dispatch.telemetry.render().decode().splitlines()
+    assert 'weighbridge_usage_contradictions_total{backend="a"} 1.0' in page
+    (line,) = [r.getMessage() for r in caplog.records if "add up" in r.getMessage()]
+    assert line == "a: usage does not add up: prompt 12 and output 5 do not make the total 20"
 
 
 async def test_cancelled_before_content_the_prompt_is_estimated() -> None:

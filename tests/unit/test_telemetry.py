@@ -48,6 +48,32 @@ def test_a_request_shows_in_every_family() -> None:
         assert line in lines
 
 
+def test_every_meter_is_counted_under_its_name_and_in_no_other() -> None:
+    telemetry = Telemetry()
+    meters = {"cache_write_1h": 70, "output_audio": 9, "search_call": 2}
+    telemetry.record(record(other_meters=meters))
+    telemetry.record(record(other_meters={"cache_write_1h": 30}))
+    lines = page(telemetry)
+    tokens = [line for line in lines if line.startswith("weighbridge_tokens_total{")]
+    counted = {line.split('direction="')[1].split('"')[0]: line.split()[-1] for line in tokens}
+    assert counted == {
+        "uncached_input": "6.0",
+        "cached_input": "2.0",
+        "output": "10.0",
+        "reasoning": "0.0",
+        "cache_write_1h": "100.0",
+        "output_audio": "9.0",
+    }
+    assert 'weighbridge_metered_total{backend="b",meter="search_call",model="m"} 2.0' in lines
+
+
+def test_usage_that_does_not_add_up_is_counted_by_backend() -> None:
+    telemetry = Telemetry()
+    telemetry.usage_contradiction("b")
+    telemetry.usage_contradiction("b")
+    assert 'weighbridge_usage_contradictions_total{backend="b"} 2.0' in page(telemetry)
+
+
 def test_an_unknown_price_is_counted_as_such_and_adds_no_cost() -> None:
     telemetry = Telemetry()
     attempt = AttemptRecord(number=1, backend="b", model="m", started_at_us=1, outcome="ok")
@@ -73,10 +99,12 @@ def test_series_are_bounded() -> None:
 
 def test_workers_are_added_up_and_the_dead_still_count(tmp_path: Path) -> None:
     dead, living = (Telemetry(directory=tmp_path, worker=name) for name in ("0", "1"))
-    dead.record(record())
+    dead.record(record(other_meters={"input_audio": 3}))
     dead.save()
-    living.record(record())
+    living.record(record(other_meters={"input_audio": 4}))
     living.save()
+    audio = 'weighbridge_tokens_total{backend="b",direction="input_audio",model="m"} 7.0'
+    assert audio in page(living)
     assert 'weighbridge_attempts_total{backend="b",outcome="ok"} 2.0' in page(living)
 
 
