@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gateway.cli.policy.traffic import Since, Until, bounds, moment
+from gateway.cli.progress import progress
 
 if TYPE_CHECKING:
     from gateway.ledger.audit import Check, Report
@@ -63,7 +63,7 @@ async def _audit(settings: Settings, since_us: int, until_us: int | None) -> Rep
 
     async with ledger(settings) as store:
         total = await ledger_audit.count(store, since_us, until_us)
-        with _progress(total) as advance:
+        with progress("auditing", total) as advance:
             return await ledger_audit.audit(
                 store,
                 read=read,
@@ -212,18 +212,3 @@ def _many(count: int, word: str) -> str:
 
 def _iso(us: int) -> str:
     return dt.datetime.fromtimestamp(us / 1e6, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr where somebody watches; call with how many more are done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    console = Console(stderr=True)
-    columns = TextColumn("auditing"), BarColumn(), MofNCompleteColumn()
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)

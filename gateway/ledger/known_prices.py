@@ -182,6 +182,63 @@ async def statements(
     return [_statement(row) for row in await store.select(query)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """One statement as a rectangle of two times, ends not part of it, None where there is none.
+
+    It was known from `statement.recorded_at_us` to `known_until_us`; the price held from
+    `statement.valid_from_us` to `valid_until_us` as that was known last. `row` is what it says.
+    """
+
+    statement: Statement
+    known_until_us: int | None
+    valid_until_us: int | None
+    row: Dated
+
+    def at(self, known_us: int) -> bool:
+        """Whether this is what was known then."""
+        ended = self.known_until_us is not None and self.known_until_us <= known_us
+        return self.statement.recorded_at_us <= known_us and not ended
+
+
+def known(said: Sequence[Statement]) -> list[Known]:
+    """What was known when of the targets spoken of, by target, valid time and recorded time.
+
+    `said` are all statements about them, by number. One that was followed at once is left out.
+    """
+    ends: dict[int, int] = {}
+    latest: dict[Subject, Statement] = {}
+    for one in said:
+        if (before := latest.get(one.subject)) is not None:
+            ends[before.number] = one.recorded_at_us
+        latest[one.subject] = one
+    live = [one for one in said if one.terms is not None]
+    live = [one for one in live if ends.get(one.number) != one.recorded_at_us]
+    found = [_rectangle(one, ends, live) for one in live]
+    return sorted(found, key=lambda one: (one.statement.subject, one.statement.number))
+
+
+def _rectangle(one: Statement, ends: Mapping[int, int], live: Sequence[Statement]) -> Known:
+    """The next row's start is where this one ends: the next of those known to the same end."""
+    end = ends.get(one.number)
+    beside = [
+        other.valid_from_us
+        for other in live
+        if other.subject.target == one.subject.target
+        and other.valid_from_us > one.valid_from_us
+        and (end is None or other.recorded_at_us < end)
+        and (other.number not in ends or (end is not None and ends[other.number] >= end))
+    ]
+    assert one.terms is not None
+    (rows,) = PriceBook.of([one.terms]).rows.values()
+    return Known(
+        statement=one,
+        known_until_us=end,
+        valid_until_us=min(beside, default=one.valid_until_us),
+        row=rows[0],
+    )
+
+
 async def targets(store: Store) -> list[Target]:
     """All that anything was ever stated of. Raises StoreUnavailable."""
     query = sa.select(_c.backend, _c.model).distinct().order_by(_c.backend, _c.model)

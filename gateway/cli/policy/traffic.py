@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from gateway.cli.policy.options import usage
+from gateway.cli.progress import progress
 
 if TYPE_CHECKING:
     from gateway.bundle import Bundle, Files
@@ -82,8 +82,8 @@ class Outcome:
 def bounds(since: str, until: str, now: dt.datetime) -> Bounds:
     """The period asked for. Ends with status 2 where it is none, or not yet."""
     now_us = _us(now)
-    end = min(now_us, _moment(until, "--until", now)) if until else now_us
-    start = _moment(since, "--since", now)
+    end = min(now_us, instant(until, "--until", now)) if until else now_us
+    start = instant(since, "--since", now)
     if start >= now_us:
         usage(f"--since {since}: nothing is recorded of the future")
     if start >= end:
@@ -91,7 +91,8 @@ def bounds(since: str, until: str, now: dt.datetime) -> Bounds:
     return Bounds(start, end)
 
 
-def _moment(text: str, option: str, now: dt.datetime) -> int:
+def instant(text: str, option: str, now: dt.datetime) -> int:
+    """The moment an option names, in microseconds since the epoch. Ends with 2 where it is none."""
     if ago := _AGO.fullmatch(text):
         return _us(now) - int(ago[1]) * _UNIT_S[ago[2]] * 1_000_000
     try:
@@ -190,7 +191,7 @@ async def replayed(
     replay = Replay(sides)
     by: dict[str, Side | None] = {known.digest: known for known in sides}
     unreadable = 0
-    with _progress(min(counts.decided, requests_max)) as advance:
+    with progress("replaying", min(counts.decided, requests_max)) as advance:
         async for page in _pages(store, period, counts, requests_max, seed):
             for past in page:
                 if "facts" not in past.decision:
@@ -243,18 +244,3 @@ async def _side_of(
         return side(digest, load(await Versions(store).files(digest), None))
     except (NotFound, ConfigErrors):
         return None
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr where somebody watches; call with how many more are done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    console = Console(stderr=True)
-    columns = TextColumn("replaying"), BarColumn(), MofNCompleteColumn()
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)

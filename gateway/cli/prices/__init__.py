@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 import typer
 
+from gateway.cli.prices.history import history
 from gateway.cli.prices.list import list_
 from gateway.cli.prices.quote import quote
+from gateway.cli.prices.rerate import rerate
 
 app = typer.Typer(
     name="prices",
@@ -23,6 +25,8 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_,
     "quote": quote,
+    "history": history,
+    "rerate": rerate,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

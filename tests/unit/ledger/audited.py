@@ -17,7 +17,7 @@ from gateway.domain.money import cost
 from gateway.domain.outcome import AttemptRecord, Outcome, RequestRecord
 from gateway.ledger.flusher import Flusher
 from gateway.ledger.journal import Journal
-from gateway.ledger.prices import load_prices
+from gateway.ledger.prices import PriceBook, load_prices
 from gateway.ledger.store import Store
 from gateway.ledger.versions import Change, Origin, Versions
 
@@ -188,9 +188,21 @@ def _day(at_us: int):
 async def put_bundle(store: Store, files: Mapping[str, str] = FILES) -> None:
     """The policy files, in force."""
     change = Change(
-        digest=digest(files), policy="plain", origin=Origin.APPLY, author="test", files=files
+        digest=digest(files),
+        policy="plain",
+        origin=Origin.APPLY,
+        author="test",
+        files=files,
+        prices=book_of(files),
     )
-    await Versions(store).put(change, expected=0)
+    versions = Versions(store)
+    newest = await versions.newest()
+    await versions.put(change, expected=newest.number if newest else 0)
+
+
+def book_of(files: Mapping[str, str]) -> PriceBook:
+    """The price book of policy files."""
+    return load_prices([(p, text) for p, text in files.items() if p.startswith("prices/")])
 
 
 async def write(store: Store, journal: Path, made: Iterable[RequestRecord]) -> None:
