@@ -1,42 +1,70 @@
 """Which limits count for a request, and how much of each it is to hold. Pure.
 
 The hold is the most that the request can use as far as is known beforehand: the estimated prompt,
-and for the output the caller's cap, or the limit's `hold_output_tokens` where it set none; money is
-that at the worst rates of the alias's configured targets. What turns out larger is an overrun.
+and for the output the caller's cap, or the limit's `hold_output_tokens` where it set none. What
+turns out larger is an overrun.
+
+MONEY is that at the worst rates of the alias's configured targets, for a bill may take any of them:
+- of the prices of prompts (read from a cache, written to one for however long, pictures) the
+  dearest, for what a vendor's cache will do nobody knows; of the output's reasoning and pictures
+  too; sounds only where the request has or asks for sounds;
+- the rates of long prompts from two thirds of their bound on: the prompt is an estimate;
+- the standard rates and those of the service tier asked for: a vendor may serve either;
+- what a request costs as such. Searches and other things counted singly are not held.
 
 A key's tags do not change with the request, so the limits of a key and an alias are found once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 
 from gateway.domain.caller import Caller
 from gateway.domain.catalog import Alias, Catalog, Target
 from gateway.domain.limit import Limit, Unit
-from gateway.domain.money import Rates
-from gateway.domain.request import Endpoint, ModelRequest
+from gateway.domain.money import OUTPUT_METERS, PROMPT_METERS, UNIT, Meter, Rates
+from gateway.domain.request import Capability, Endpoint, ModelRequest
 from gateway.limits.gate import Ask
 
 FOUND_MAX = 10_000
 _FEMTO_PER_NANO = 1_000_000
+_AUDIO = frozenset({Meter.INPUT_AUDIO, Meter.CACHE_READ_AUDIO, Meter.OUTPUT_AUDIO})
 
 
 @dataclass(frozen=True, slots=True)
 class WorstRates:
-    """The most a token costs at any target, in femto-USD (10^-15): what prices are exact in."""
+    """The most a token costs at any target, in femto-USD (10^-15): what prices are exact in.
+
+    `request` is what one costs besides. `longer`: (bound, rates) for prompts of more tokens than
+    the bound, the longest first; none is below those of shorter ones.
+    """
 
     input: int
     output: int
+    request: int = 0
+    longer: tuple[tuple[int, WorstRates], ...] = ()
+
+
+_Asked = tuple[str | None, bool]  # a service tier, and whether there are sounds
 
 
 @dataclass(frozen=True, slots=True)
 class _Bounds:
-    """What an alias can cost and write at most. None: no target is priced, or one is unbounded."""
+    """What an alias can cost and write at most. No rates: no target is priced. `output_tokens_max`
+    of None: one target is unbounded. `usual` are the rates of most requests."""
 
-    rates: WorstRates | None
+    usual: WorstRates | None
+    rates: Mapping[_Asked, WorstRates | None]
     output_tokens_max: int | None
+
+    def worst(self, request: ModelRequest) -> WorstRates | None:
+        sounds = Capability.AUDIO in request.needs
+        if request.service_tier is None and not sounds:
+            return self.usual
+        # A service tier that nobody has a price of is served at the standard one, or not at all.
+        return self.rates.get((request.service_tier, sounds)) or self.rates[None, sounds]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,33 +75,66 @@ class _Found:
     limits: tuple[tuple[Limit, str], ...]
 
 
-def worst_rates(alias: Alias, catalog: Catalog, rates: Mapping[Target, Rates]) -> WorstRates | None:
+def worst_rates(
+    alias: Alias,
+    catalog: Catalog,
+    rates: Mapping[Target, Rates],
+    *,
+    service_tier: str | None = None,
+    sounds: bool = False,
+) -> WorstRates | None:
     """The highest of each rate over the alias's configured targets; None where none is priced.
 
     Unpriced targets are left out here: a hard budget keeps requests from them
     (`Admission.priced_only`), for unknown is not free.
     """
-    priced = [
+    return _worst(_priced(alias, catalog, rates), service_tier, sounds=sounds)
+
+
+def _priced(alias: Alias, catalog: Catalog, rates: Mapping[Target, Rates]) -> list[Rates]:
+    return [
         rates[target]
         for target in alias.targets
         if target in rates and catalog.backends[target.backend].configured
     ]
-    if not priced:
+
+
+def _worst(priced: Iterable[Rates], service_tier: str | None, *, sounds: bool) -> WorstRates | None:
+    standard = list(priced)
+    special = [r.service_tiers.get(service_tier) for r in standard] if service_tier else []
+    known = [held for held in (*standard, *special) if held is not None and held.by_token]
+    if not known:
         return None
-    return WorstRates(
-        input=max(_femto(r.input, r.cached_input) for r in priced),
-        output=max(_femto(r.output) for r in priced),
-    )
+    meters = frozenset(Meter) if sounds else frozenset(Meter) - _AUDIO
+    worst = _highest(known, meters)
+    longer: list[tuple[int, WorstRates]] = []
+    for bound in sorted({tier.above for held in known for tier in held.tiers}):
+        tiers = [tier.rates for held in known for tier in held.tiers if tier.above <= bound]
+        longer.insert(0, (bound, _highest([*known, *tiers], meters)))
+    return WorstRates(worst.input, worst.output, worst.request, tuple(longer))
 
 
-def _femto(*usd_per_mtok: object) -> int:
-    """Nine digits after the point at most, so this is exact."""
-    return max(int(rate * 1_000_000_000) for rate in usd_per_mtok if rate is not None)  # type: ignore[operator]
+def _highest(several: Iterable[Rates], meters: frozenset[Meter]) -> WorstRates:
+    def of(some: frozenset[Meter]) -> int:
+        return max(_femto(rates.price(meter), meter) for rates in held for meter in some & meters)
+
+    held = list(several)
+    return WorstRates(of(PROMPT_METERS), of(OUTPUT_METERS), of(frozenset({Meter.REQUEST})))
+
+
+def _femto(usd: Decimal | None, meter: Meter) -> int:
+    """Of one of it; exact, for a price has nine digits after the point at most."""
+    return 0 if usd is None else int(usd * 10**15 // UNIT[meter])
 
 
 def hold_nano_usd(rates: WorstRates, *, prompt_tokens: int, output_tokens: int) -> int:
     """The most that so many tokens cost, in nano-USD, rounded up."""
-    return -(-(rates.input * prompt_tokens + rates.output * output_tokens) // _FEMTO_PER_NANO)
+    for bound, longer in rates.longer:
+        if 3 * prompt_tokens > 2 * bound:
+            rates = longer
+            break
+    femto = rates.input * prompt_tokens + rates.output * output_tokens + rates.request
+    return -(-femto // _FEMTO_PER_NANO)
 
 
 class LimitIndex:
@@ -83,10 +144,7 @@ class LimitIndex:
         self, limits: tuple[Limit, ...], catalog: Catalog, rates: Mapping[Target, Rates]
     ) -> None:
         self._limits = limits
-        self._bounds = {
-            alias.name: _Bounds(worst_rates(alias, catalog, rates), _output_max(alias, catalog))
-            for alias in catalog.aliases.values()
-        }
+        self._bounds = {a.name: _bounds(a, catalog, rates) for a in catalog.aliases.values()}
         self._found: dict[tuple[str, str], _Found] = {}
 
     def asks_for(self, caller: Caller, request: ModelRequest) -> tuple[Ask, ...]:
@@ -120,6 +178,17 @@ class LimitIndex:
         return found
 
 
+def _bounds(alias: Alias, catalog: Catalog, rates: Mapping[Target, Rates]) -> _Bounds:
+    priced = _priced(alias, catalog, rates)
+    tiers: list[str | None] = [None, *{tier for held in priced for tier in held.service_tiers}]
+    worst = {
+        (tier, sounds): _worst(priced, tier, sounds=sounds)
+        for tier in tiers
+        for sounds in (False, True)
+    }
+    return _Bounds(worst[None, False], worst, _output_max(alias, catalog))
+
+
 def _output_max(alias: Alias, catalog: Catalog) -> int | None:
     """The longest answer of any configured target; None where one of them names no bound."""
     bounds = [
@@ -143,6 +212,7 @@ def _amount(limit: Limit, request: ModelRequest, bounds: _Bounds) -> int:
         output *= request.choices
     if limit.unit is Unit.TOKENS:
         return request.prompt_tokens + output
-    if bounds.rates is None:
+    rates = bounds.worst(request)
+    if rates is None:
         return 0
-    return hold_nano_usd(bounds.rates, prompt_tokens=request.prompt_tokens, output_tokens=output)
+    return hold_nano_usd(rates, prompt_tokens=request.prompt_tokens, output_tokens=output)
