@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import groupby
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from pydantic import ValidationError
@@ -142,14 +143,23 @@ def spans(minutes: frozenset[int]) -> str:
 
 
 def plain(found: Figures) -> dict[Condition, dict[str, str]]:
-    """Without what says nothing: reasoning that costs what output costs, and the like."""
+    """Without what says nothing: reasoning that costs what output costs, output that costs nothing
+    beside input that does (embeddings), and the like."""
     out = {where: dict(part) for where, part in found.items()}
+    if all(_only_input(part) for part in out.values()):
+        for part in out.values():
+            part.pop("output_usd_per_mtok", None)
     for key in _NEVER_APART:
         parts = [part for part in out.values() if key in part]
         if all(_equal(part[key], part.get(_COSTS_AS[key])) for part in parts):
             for part in parts:
                 del part[key]
     return out
+
+
+def _only_input(part: Mapping[str, str]) -> bool:
+    said, output = part.get("input_usd_per_mtok"), part.get("output_usd_per_mtok", "0")
+    return said is not None and bool(Decimal(said)) and not Decimal(output)
 
 
 def effective(part: Mapping[str, str], key: str) -> str | None:
@@ -179,6 +189,19 @@ class Difference(NamedTuple):
         change = self.per_cent
         more = "" if change is None else f" ({change:+.1f} %)"
         return f"{where}{self.key} {self.ours or 'not said'} -> {self.theirs or 'not said'}{more}"
+
+
+def told(apart: Iterable[Difference]) -> list[str]:
+    """A line each; one line for all figures of a condition that ours does not know."""
+    lines = []
+    for condition, group in groupby(apart, key=lambda one: one.condition):
+        every = list(group)
+        if condition != STANDARD and all(one.ours is None for one in every):
+            figures = ", ".join(f"{one.key} {one.theirs}" for one in every)
+            lines.append(f"{condition}, not said before: {figures}")
+        else:
+            lines += map(str, every)
+    return lines
 
 
 def differences(ours: Figures, theirs: Figures) -> list[Difference]:
@@ -240,11 +263,6 @@ def _zeros(part: Mapping[str, str]) -> list[str]:
 
 def _completed(parts: dict[Condition, dict[str, str]]) -> dict[Condition, dict[str, str]]:
     base = parts[STANDARD]
-    free_output = base.get("output_usd_per_mtok")
-    if free_output is not None and not Decimal(free_output) and not _all_zero(base):
-        # Embeddings: sources say 0 for an output that there is not.
-        for part in parts.values():
-            part.pop("output_usd_per_mtok", None)
     for where, part in parts.items():
         for key, said in base.items():
             if key not in part:
@@ -252,10 +270,6 @@ def _completed(parts: dict[Condition, dict[str, str]]) -> dict[Condition, dict[s
                     raise ValueError(f"does not say {key} for {where}")
                 part[key] = said
     return parts
-
-
-def _all_zero(part: Mapping[str, str]) -> bool:
-    return len(_zeros(part)) == len(part)
 
 
 def _tiers(parts: Figures, where: Condition) -> list[dict[str, Any]]:

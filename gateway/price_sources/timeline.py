@@ -38,15 +38,11 @@ class Change:
     why: str = ""
 
 
-def changes(
-    offer: Offer, book: PriceBook, *, day: dt.date, until: dt.date | None = None
-) -> list[Change]:
+def changes(offer: Offer, book: PriceBook, *, day: dt.date) -> list[Change]:
     """In the order of time. Prices without a beginning are taken from `day` on."""
     known = {row.from_us: (_read(row), row.place) for row in book.rows.get(offer.target, ())}
     found: list[Change] = []
     for since, said in _moments(offer, day):
-        if until is not None and instant(since) > instant(until):
-            continue
         change = _at(offer, since, said, known)
         if change.row is not None:
             known[instant(since)] = (change.row, "")

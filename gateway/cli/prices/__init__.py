@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 import typer
 
+from gateway.cli.prices.check import check
 from gateway.cli.prices.history import history
+from gateway.cli.prices.import_ import import_
 from gateway.cli.prices.list import list_
 from gateway.cli.prices.quote import quote
 from gateway.cli.prices.rerate import rerate
@@ -25,6 +27,8 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_,
     "quote": quote,
+    "check": check,
+    "import": import_,
     "history": history,
     "rerate": rerate,
 }
