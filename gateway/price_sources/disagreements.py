@@ -25,6 +25,7 @@ from gateway.price_sources.offers import (
     differences,
     effective,
     figures,
+    told,
 )
 
 
@@ -49,8 +50,8 @@ class Finding:
 
     def __str__(self) -> str:
         mark = "" if self.severity == "error" else f"{self.severity}: "
-        told = f"{self.place}: {mark}{self.target}: {self.what}"
-        return f"{told}; {self.todo}" if self.todo else told
+        line = f"{self.place}: {mark}{self.target}: {self.what}"
+        return f"{line}; {self.todo}" if self.todo else line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +137,7 @@ def _stale(target: Target, row: Dated, day: dt.date, stale_days: int) -> Iterato
 
 def _compared(asked: Asked, row: Dated, day: dt.date) -> Iterator[Finding]:
     ours = figures(_read(row))
+    lacking: set[tuple[Condition, str, str | None]] = set()  # what an earlier source said too
     for offer in asked.offers:
         said = offer.at(day)
         if said.why_not and not said.figures:
@@ -149,7 +151,11 @@ def _compared(asked: Asked, row: Dated, day: dt.date) -> Iterator[Finding]:
             )
         apart = differences(ours, said.figures)
         for condition, group in groupby(apart, key=lambda d: d.condition):
-            yield from _condition(asked, offer, condition, list(group), ours, day)
+            own = ours.get(condition, {})
+            fresh = [d for d in group if (condition, d.key, d.theirs) not in lacking]
+            lacking |= {(condition, d.key, d.theirs) for d in fresh if d.key not in own}
+            if fresh:
+                yield from _condition(asked, offer, condition, fresh, ours, day)
 
 
 def _condition(
@@ -173,12 +179,12 @@ def _condition(
         condition=str(condition),
     )
     if condition not in ours:
-        told = ", ".join(f"{one.key} {one.theirs}" for one in apart)
+        listed = ", ".join(f"{one.key} {one.theirs}" for one in apart)
         unsent = _unsent(asked, condition)
         yield replace(
             blank,
             severity="note" if unsent else "warning",
-            what=f"no prices for {condition}; {offer.source}{since}: {told}",
+            what=f"no prices for {condition}; {offer.source}{since}: {listed}",
             todo=unsent or blank.todo,
         )
         return
@@ -239,8 +245,7 @@ def _announced(asked: Asked, book: PriceBook, day: dt.date) -> Iterator[Finding]
                     severity="warning",
                     target=asked.target,
                     place=asked.place if row is None else row.place,
-                    what=f"from {said.since}, says {offer.source}: "
-                    + ", ".join(str(one) for one in apart),
+                    what=f"from {said.since}, says {offer.source}: " + "; ".join(told(apart)),
                     todo=_import(offer),
                     source=offer.source,
                 )

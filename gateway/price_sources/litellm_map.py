@@ -147,7 +147,7 @@ def _whole(
     """Without the service tiers of which it does not say every price: the rest would be guessed."""
     tokens = {key for key in figures[Condition()] if key.endswith("_per_mtok")}
     tokens -= {"reasoning_usd_per_mtok", "image_input_usd_per_mtok"}
-    if "output_usd_per_mtok" in tokens and not Decimal(figures[Condition()]["output_usd_per_mtok"]):
+    if not Decimal(figures[Condition()].get("output_usd_per_mtok", "0")):
         tokens.discard("output_usd_per_mtok")
     partly: set[str | None] = {
         where.service_tier

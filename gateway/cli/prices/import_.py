@@ -210,19 +210,19 @@ def _print(changes: Sequence[Change], silent: Sequence[str]) -> None:
 
 
 def _lines(change: Change) -> list[str]:
-    from gateway.price_sources.offers import figures, ordered
+    from gateway.price_sources.offers import figures, ordered, told
 
-    told = [str(one) for one in change.differences]
+    lines = told(change.differences)
     if change.what == "new" and change.row is not None:
         for where, part in figures(change.row).items():
-            told.append(f"{where}: " + ", ".join(f"{key} {said}" for key, said in ordered(part)))
+            lines.append(f"{where}: " + ", ".join(f"{key} {said}" for key, said in ordered(part)))
     if change.why:
-        told.append(f"not taken: {change.why}")
+        lines.append(f"not taken: {change.why}")
     if change.place:
-        told.append(f"ours: {change.place}")
-    told += [f"left out, no meter of ours: {what}" for what in change.offer.left_out]
+        lines.append(f"ours: {change.place}")
+    lines += [f"left out, no meter of ours: {what}" for what in change.offer.left_out]
     source = change.row.source if change.row is not None else change.offer.source
-    return [*told, f"source: {source} ({change.offer.called})"]
+    return [*lines, f"source: {source} ({change.offer.called})"]
 
 
 def _past(changes: Sequence[Change], today: dt.date) -> None:
