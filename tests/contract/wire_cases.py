@@ -186,7 +186,7 @@ USAGES: dict[str, tuple[dict, Usage]] = {
         usage_body(2006, 300, prompt={"cached_tokens": 1920}),
         Usage(86, 1920, 300),
     ),
-    "cache writing": (
+    "cache_writing": (
         usage_body(2600, 300, prompt={"cached_tokens": 2000, "cache_write_tokens": 400}),
         Usage(200, 2000, 300, others={Meter.CACHE_WRITE_5M: 400}),
     ),
@@ -194,7 +194,7 @@ USAGES: dict[str, tuple[dict, Usage]] = {
         usage_body(9, 500, completion={"reasoning_tokens": 448}),
         Usage(9, 0, 500, 448),
     ),
-    "reasoning apart": (
+    "reasoning_apart": (
         usage_body(2341, 31, 3108, {"cached_tokens": 448}, {"reasoning_tokens": 736}),
         Usage(1893, 448, 767, 736),
     ),
