@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from gateway.domain.catalog import Target
 from gateway.domain.decision import Rule
+from gateway.domain.money import Meter
 from gateway.domain.request import Usage
 from gateway.ledger.store import Store, requests
 from gateway.policy.chance import one_of_each
@@ -39,6 +40,8 @@ _COLUMNS = (
     requests.c.uncached_tokens,
     requests.c.cached_tokens,
     requests.c.output_tokens,
+    requests.c.reasoning_tokens,
+    requests.c.other_meters,
     requests.c.cost_nano_usd,
     requests.c.ttft_us,
     requests.c.tpot_us,
@@ -160,7 +163,14 @@ def from_row(row: Mapping[str, Any]) -> Recorded:
     backend, model, output = row["backend"], row["model"], row["output_tokens"]
     usage = None
     if output is not None:
-        usage = Usage(row["uncached_tokens"] or 0, row["cached_tokens"] or 0, output)
+        others = row["other_meters"] or {}
+        usage = Usage(
+            row["uncached_tokens"] or 0,
+            row["cached_tokens"] or 0,
+            output,
+            row["reasoning_tokens"] or 0,
+            others={Meter(name): count for name, count in others.items()},
+        )
     return Recorded(
         at_us=row["started_at_us"],
         decision=row["decision"],

@@ -5,15 +5,16 @@ what the ledger keeps: the facts and the snapshot of its decision, who served it
 cost and the times. No content.
 
 THE MODEL. Each side (a set of policy files) decides every request with the facts and the snapshot
-it was decided with, at the prices of its day. Then
+it was decided with, at the prices of that moment. Then
 
 - it goes to the first target of the side's order that is not known to have failed for this very
   request; where all of them failed then, it gets no answer;
 - where it went in fact, it cost and took what was measured; only where a side's prices differ from
   those of the side compared with is it priced anew;
-- elsewhere its recorded tokens cost what that target charged on that day (no known price:
-  unpriced, counted, never 0) and it takes as long as a request that target served in the period
-  (`comparison` draws one of about the same prompt size; none seen: unknown, counted);
+- elsewhere what was metered costs what that target charged then, in the service tier that was
+  asked for (no known price: unpriced, counted, never 0), and it takes as long as a request that
+  target served in the period (`comparison` draws one of about the same prompt size; none seen:
+  unknown, counted);
 - what nobody had measured by then is tried out once by each side, as a worker does it one request
   at a time; from then on it is known as it was next measured in the record, else not at all;
 - without an answer it costs nothing;
@@ -22,7 +23,8 @@ it was decided with, at the prices of its day. Then
 WHAT IT CANNOT KNOW, so no interval covers it: the tokens another model's tokeniser and verbosity
 would have made of the text, what its cache would have held, the queue that moved load would have
 built up at its new place, affinity and lower floors that were not in force when it was recorded,
-and what callers would have asked next.
+what callers would have asked next, and what a side would have hedged: the recorded cost includes
+the losers of hedges, which a request that moves leaves behind. Copies are left out on all sides.
 
 INVARIANTS: every request of the sample has one choice per side; a side that decides as recorded
 chooses what was chosen; the same requests in the same order give the same columns.
@@ -30,7 +32,6 @@ chooses what was chosen; the same requests in the same order give the same colum
 
 from __future__ import annotations
 
-import datetime as dt
 from array import array
 from bisect import bisect_right
 from collections import Counter
@@ -41,15 +42,14 @@ from typing import Any, NamedTuple, Protocol
 
 from gateway.domain.catalog import Catalog, Target
 from gateway.domain.decision import BackendView, Decision, Facts, Rule, Snapshot, recalled
-from gateway.domain.money import Rates, cost
+from gateway.domain.money import Rates, Unpriced
+from gateway.domain.rating import charge
 from gateway.domain.request import Usage
 from gateway.policy.engine import Router
 from gateway.policy.language import Metric, Policy
 
 NOBODY = -1  # a choice: no answer
 UNPRICED, UNMEASURED = -1, -2  # a cost: no known price; no tokens on record
-_DAY_US = 86_400_000_000
-_EPOCH = dt.date(1970, 1, 1)
 _UNSEEN = BackendView()
 _SIZE_MIN = 4  # below 256 tokens all prompts are of one size
 
@@ -299,7 +299,7 @@ class Replay:
             choice, guess = _choice(decision, tried)
             _remember(tally, facts.alias, past.session, choice, actual)
             self.columns.choice[number].append(self._number(choice))
-            spent = _cost(choice, past, rates, rates_first)
+            spent = _cost(choice, past, facts.service_tier, rates, rates_first)
             self.columns.cost[number].append(spent)
             if spent == UNMEASURED:
                 tally.guessed_nano_usd += guess
@@ -438,6 +438,7 @@ def _choice(decision: Decision, tried: frozenset[str]) -> tuple[Target | None, i
 def _cost(
     choice: Target | None,
     past: Recorded,
+    service_tier: str | None,
     rates: Mapping[Target, Rates],
     first: Mapping[Target, Rates],
 ) -> int:
@@ -451,7 +452,12 @@ def _cost(
         return UNMEASURED
     if here is None:
         return UNPRICED
-    return cost(here, uncached=usage.uncached, cached=usage.cached, output=usage.output)
+    if usage.service_tier != service_tier:
+        usage = replace(usage, service_tier=service_tier)
+    try:
+        return charge(here, usage)[1]
+    except Unpriced:
+        return UNPRICED
 
 
 def _why(decision: Decision) -> str:

@@ -103,7 +103,7 @@ async def test_unknown_figures_come_back_unknown(store):
     assert (unknown.served, unknown.usage, unknown.cost_nano_usd) == (None, None, None)
     assert (unknown.ttft_ms, unknown.tpot_ms, unknown.tps, unknown.whole_ms) == (None,) * 4
     assert known.served == Target("openai", "gpt-4.1-mini")
-    assert known.usage == Usage(100, 20, 50)
+    assert known.usage == Usage(100, 20, 50, 5)
     assert (known.ttft_ms, known.tpot_ms, known.whole_ms) == (200.0, 14.2857, 900.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from itertools import pairwise
 from math import inf, isnan, sqrt
 from random import Random
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from gateway.domain.catalog import Target
 from gateway.domain.decision import BackendView, record
-from gateway.domain.money import cost
+from gateway.domain.money import Meter, cost
 from gateway.domain.request import Usage
 from gateway.ledger.prices import Dated, PriceBook
 from gateway.ledger.recorded import from_row
@@ -139,6 +140,29 @@ def test_a_side_with_other_prices_is_priced_anew_even_where_nothing_moves():
     replay = replayed([IN_ORDER, dearer], past(cost_nano_usd=123_456))
     assert list(replay.columns.cost[0]) == [123_456]
     assert list(replay.columns.cost[1]) == [3_000_000]
+
+
+def test_all_that_was_metered_is_priced_where_it_moves_and_in_the_tier_that_was_asked_for():
+    used = Usage(60, 0, 50, 20, others={Meter.CACHE_WRITE_5M: 40, Meter.SEARCH_CALL: 2})
+    searches = {Meter.SEARCH_CALL: Decimal(10), Meter.REASONING: Decimal(3)}
+    flex = replace(PRICES[C], others={**searches, Meter.CACHE_WRITE_5M: Decimal(2)})
+    listed = {C: replace(PRICES[C], others=searches, service_tiers={"flex": flex})}
+    cheapest = side("cheapest", by=By.CHEAPEST, rates=listed)
+    asked = {"service_tier": "flex"}
+    replay = replayed([IN_ORDER, cheapest], past(usage=used), past(usage=used, facts=asked))
+    assert chosen(replay, 1) == ["c", "c"]
+    reasoning, found = 20 * 3_000, 2 * 10_000_000
+    assert list(replay.columns.cost[1]) == [
+        60 * 1000 + 40 * 1000 + reasoning + found,
+        60 * 1000 + 40 * 2000 + reasoning + found,
+    ]
+
+
+def test_a_meter_without_a_price_there_is_counted_as_unpriced():
+    used = Usage(60, 0, 50, others={Meter.SEARCH_CALL: 2})
+    replay = replayed([IN_ORDER, CHEAPEST], past(usage=used))
+    assert list(replay.columns.cost[1]) == [UNPRICED]
+    assert compare(replay, seed=1)[1].money.unpriced == 1
 
 
 def test_what_has_no_price_or_no_tokens_is_counted_and_never_nothing():
