@@ -13,8 +13,8 @@ import asyncio
 import fcntl
 import os
 import zlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +87,11 @@ def _unavailable(error: BaseException) -> StoreUnavailable:
     )
 
 
-@asynccontextmanager
-async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A transaction whose failures are in our words: RowsRefused or StoreUnavailable."""
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """What the database says in here comes out as RowsRefused or StoreUnavailable."""
     try:
-        async with engine.begin() as connection:
-            yield connection
+        yield
     except DBAPIError as error:
         hopeless = isinstance(error, sa.exc.IntegrityError | sa.exc.DataError)
         raise _failed(error, error.orig or error, hopeless=hopeless) from error
@@ -102,6 +101,14 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         if not type(error).__module__.startswith("asyncpg."):
             raise
         raise _failed(error, error, hopeless=isinstance(error, ValueError)) from error
+
+
+@asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A transaction whose failures are in our words."""
+    with in_our_words():
+        async with engine.begin() as connection:
+            yield connection
 
 
 def _failed(error: Exception, cause: BaseException, *, hopeless: bool) -> Exception:

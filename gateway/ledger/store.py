@@ -17,9 +17,10 @@ INVARIANTS
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
@@ -28,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.domain.errors import StoreUnavailable
 from gateway.domain.outcome import AttemptRecord, RequestRecord
+from gateway.ledger import rollups
 from gateway.ledger.connect import (
     SCHEMA,
     RowsRefused,
@@ -35,6 +37,7 @@ from gateway.ledger.connect import (
     StoreUnreachable,
     connected,
     current,
+    in_our_words,
     normalise,
     take_turn,
     transaction,
@@ -53,6 +56,7 @@ from gateway.ledger.tables import (
     metadata,
     other_meter_hours,
     price_statements,
+    prunings,
     rating_runs,
     recorded,
     request_dimensions,
@@ -62,12 +66,14 @@ from gateway.ledger.tables import (
     versions,
     workers,
 )
-from gateway.ledger.writer import AlreadyThere, Batch, Writer
+from gateway.ledger.writer import AlreadyThere, Batch, Writer, replace_hour
 
 __all__ = [
     "SCHEMA",
+    "Agreement",
     "RowsRefused",
     "SchemaMismatch",
+    "Snapshot",
     "Store",
     "StoreUnreachable",
     "Total",
@@ -84,6 +90,7 @@ __all__ = [
     "now_us",
     "other_meter_hours",
     "price_statements",
+    "prunings",
     "rating_runs",
     "request_dimensions",
     "request_facts",
@@ -94,6 +101,8 @@ __all__ = [
     "which",
     "workers",
 ]
+
+log = logging.getLogger("weighbridge.store")
 
 SLICE_ROWS = 64  # taken apart at a time: two milliseconds in which nothing else runs here
 _ROUNDS_MAX = 5  # in which others may write what we are writing
@@ -119,6 +128,26 @@ class Total:
     uncached_tokens: int
     cached_tokens: int
     output_tokens: int
+
+
+class Snapshot:
+    """One state of the database, whatever is written meanwhile: see `Store.snapshot`."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def select(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+        """The rows of a query of this package. Raises StoreUnavailable."""
+        with in_our_words():
+            return await _rows(self._connection, query)
+
+
+@dataclass(slots=True)
+class Agreement:
+    """Whether sums and rows say the same: hours looked at, and what was found."""
+
+    hours: int = 0
+    differences: list[rollups.Disagreement] = field(default_factory=list)
 
 
 class Store:
@@ -154,11 +183,23 @@ class Store:
             await take_turn(connection, queue)
             yield connection
 
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Snapshot]:
+        """The database as it is now, for as long as the context lasts. Reads only.
+
+        Raises StoreUnavailable.
+        """
+        async with AsyncExitStack() as stack:
+            with in_our_words():
+                connection = await stack.enter_async_context(self._engine.connect())
+                await _as_of_now(connection, read_only=True)
+                await connection.execute(sa.select(workers.c.id).limit(1))  # from here on
+            yield Snapshot(connection)
+
     async def select(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
         """The rows of a query of this package. Raises StoreUnavailable."""
         async with self._begin() as connection:
-            found = await connection.execute(query)
-            return [{str(name): value for name, value in row.items()} for row in found.mappings()]
+            return await _rows(connection, query)
 
     # --- the ledger -------------------------------------------------------------------------
 
@@ -262,6 +303,85 @@ class Store:
         )
         return [Total(**row) for row in await self.select(query)]
 
+    # --- sums by hour ----------------------------------------------------------------------------
+
+    async def compact(self) -> int:
+        """Merge what batches appended to the hours; how many hours that were.
+
+        One at a time among all workers: 0 where another is at it. Raises StoreUnavailable.
+        """
+        done = 0
+        async with self._alone(wait=False) as alone:
+            if not alone:
+                return 0
+            async with self._begin() as connection:
+                due = await connection.run_sync(rollups.unmerged)
+            for hour_us in due:
+                try:
+                    async with self._begin() as connection:
+                        await connection.run_sync(rollups.merge, hour_us)
+                except RowsRefused as error:  # a sum beyond 64 bits: its parts stay as they are
+                    log.warning("the sums of the hour %d cannot be merged: %s", hour_us, error)
+                else:
+                    done += 1
+        return done
+
+    async def rebuild_rollups(
+        self,
+        since_us: int | None = None,
+        until_us: int | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Make the sums of a period's hours again from its rows; how many hours.
+
+        Hours whose rows were pruned keep their sums. `progress` hears how many of how many are
+        done. Rows may be written meanwhile. Raises StoreUnavailable.
+        """
+        async with self._alone(wait=True):
+            async with self._begin() as connection:
+                due = await connection.run_sync(rollups.hours, since_us, until_us)
+            for done, hour_us in enumerate(due, 1):
+                async with self._begin() as connection:
+                    await _as_of_now(connection)
+                    await connection.run_sync(replace_hour, hour_us)
+                if progress is not None:
+                    progress(done, len(due))
+        return len(due)
+
+    async def rollups_agree(
+        self,
+        since_us: int | None = None,
+        until_us: int | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Agreement:
+        """Compare the sums of a period's hours with its rows, exactly. Raises StoreUnavailable."""
+        found = Agreement()
+        async with self._begin() as connection:
+            due = await connection.run_sync(rollups.hours, since_us, until_us)
+        for done, hour_us in enumerate(due, 1):
+            async with self._begin() as connection:
+                await _as_of_now(connection)
+                found.differences += await connection.run_sync(rollups.compare, hour_us)
+            found.hours += 1
+            if progress is not None:
+                progress(done, len(due))
+        return found
+
+    @asynccontextmanager
+    async def _alone(self, *, wait: bool) -> AsyncIterator[bool]:
+        """Whether nobody else changes hours that are there. On SQLite each transaction sees to it.
+
+        Held by a transaction of its own, so that those inside see what is there once it is held.
+        """
+        if self._engine.dialect.name != "postgresql":
+            yield True
+            return
+        async with self._begin() as connection:
+            taken = await connection.execute(rollups.LOCK if wait else rollups.TRY_LOCK)
+            yield wait or bool(taken.scalar_one())
+
     # --- keys ---------------------------------------------------------------------------------
 
     async def key(self, key_id: str) -> dict[str, Any] | None:
@@ -354,6 +474,20 @@ class Store:
 def now_us(connection: AsyncConnection) -> sa.TextClause:
     """The database's clock, in microseconds since the Unix epoch, as an expression."""
     return sa.text(_NOW_US[connection.dialect.name])
+
+
+async def _rows(connection: AsyncConnection, query: sa.Select[Any]) -> list[dict[str, Any]]:
+    found = await connection.execute(query)
+    return [{str(name): value for name, value in row.items()} for row in found.mappings()]
+
+
+async def _as_of_now(connection: AsyncConnection, *, read_only: bool = False) -> None:
+    """From the next statement on, this transaction sees one state. SQLite does so anyway."""
+    if connection.dialect.name == "postgresql":
+        access = ", READ ONLY" if read_only else ""
+        await connection.execute(
+            sa.text(f"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ{access}")
+        )
 
 
 def _between(table: sa.Table, since_us: int | None, until_us: int | None) -> list[Any]:

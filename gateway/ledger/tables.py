@@ -169,20 +169,37 @@ attempt_facts = sa.Table(
 
 
 def _rollup(name: str, key: tuple[str, ...], sums: tuple[str, ...]) -> sa.Table:
-    """No key: a row is what one batch added, until `rollups` merges those of an hour."""
+    """No key: a row is what one batch added, until `rollups` has merged those of its hour."""
     kinds = {"meter": sa.Text}
+    unmerged = sa.text("NOT merged")
     return sa.Table(
         name,
         metadata,
         *(_column(column, kinds.get(column, sa.BigInteger), required=True) for column in key),
         *(_column(one, sa.BigInteger, required=one in {*FIRST_SUMS, "quantity"}) for one in sums),
+        sa.Column("merged", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Index(None, "hour_us"),
+        sa.Index(
+            f"ix_{name}_unmerged", "hour_us", postgresql_where=unmerged, sqlite_where=unmerged
+        ),
     )
 
 
 request_hours = _rollup("request_hours", REQUEST_KEY, SUMS)
 attempt_hours = _rollup("attempt_hours", ATTEMPT_KEY, SUMS)
 other_meter_hours = _rollup("other_meter_hours", METER_KEY, ("quantity",))
+
+# What was deleted by policy: rows of requests that started before the one instant, and what was
+# decided of those before the other. Appended only; sums over hours before it have no rows any more.
+prunings = sa.Table(
+    "prunings",
+    metadata,
+    sa.Column("made_at_us", sa.BigInteger, primary_key=True, autoincrement=False),
+    _column("rows_before_us", sa.BigInteger),
+    _column("decisions_before_us", sa.BigInteger),
+    _column("requests", sa.BigInteger, required=True),  # deleted
+    _column("decisions", sa.BigInteger, required=True),  # emptied
+)
 
 # --- what is read ---------------------------------------------------------------------------------
 

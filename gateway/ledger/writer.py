@@ -24,6 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
+from gateway.ledger import rollups
 from gateway.ledger.connect import RowsRefused
 from gateway.ledger.hours import HOUR_US, Hours
 from gateway.ledger.packed import pack
@@ -211,8 +212,8 @@ class Writer:
         dialect.insert(connection, "request_facts", _REQUEST_COLUMNS, facts)
         tried = [fact for row in rows for _, fact, _ in row.attempts]
         dialect.insert(connection, "attempt_facts", _ATTEMPT_COLUMNS, tried)
-        for table_name, columns, sums in batch.hours.tables():
-            dialect.insert(connection, table_name, columns, sums)
+        for name, columns, sums in batch.hours.tables():
+            dialect.insert(connection, name, columns, sums)
         return len(rows)
 
     def committed(self, batch: Batch) -> None:
@@ -222,6 +223,15 @@ class Writer:
             if len(there) > REMEMBERED_MAX:
                 there.clear()
             there.update(written)
+
+
+def replace_hour(connection: Connection, hour_us: int) -> None:
+    """Make the sums of an hour again, of its rows as this transaction sees them."""
+    dialect = _DIALECTS[connection.dialect.name]
+    dialect.begin(connection)
+    made = rollups.replace(connection, hour_us)
+    for name, columns, sums in made.tables():
+        dialect.insert(connection, name, (*columns, "merged"), [(*row, True) for row in sums])
 
 
 # --- the two databases ----------------------------------------------------------------------------

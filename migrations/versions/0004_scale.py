@@ -152,8 +152,25 @@ def _rollups() -> None:
         ("attempt_hours", two, sums),
         ("other_meter_hours", two, {"meter!": TEXT, "quantity!": LONG}),
     ):
-        op.create_table(table, *_columns({f"{name}!": LONG for name in key}), *_columns(added))
+        merged = sa.Column("merged", FLAG, nullable=False, server_default=sa.false())
+        columns = {f"{name}!": LONG for name in key} | added
+        op.create_table(table, *_columns(columns), merged)
         op.create_index(f"ix_{table}_hour_us", table, ["hour_us"])
+        unmerged = sa.text("NOT merged")
+        op.create_index(
+            f"ix_{table}_unmerged",
+            table,
+            ["hour_us"],
+            postgresql_where=unmerged,
+            sqlite_where=unmerged,
+        )
+    op.create_table(
+        "prunings",
+        sa.Column("made_at_us", LONG, nullable=False, autoincrement=False),
+        *_columns({"rows_before_us": LONG, "decisions_before_us": LONG}),
+        *_columns({"requests!": LONG, "decisions!": LONG}),
+        sa.PrimaryKeyConstraint("made_at_us", name="pk_prunings"),
+    )
 
 
 def _move(connection: sa.Connection) -> None:
