@@ -18,6 +18,7 @@ from gateway.price_sources.offers import (
     Inexact,
     Offer,
     Said,
+    plain,
     row_of,
     spans,
     text,
@@ -94,7 +95,7 @@ class GenaiPrices:
             figures: dict[Condition, dict[str, str]] = {}
             row, why_not = None, ""
             try:
-                figures = _figures(model, day, left_out)
+                figures = plain(_figures(model, day, left_out))
                 row = row_of(figures, {**about, "from": since or day}, zero=self._zero)
             except ValueError as error:
                 why_not = str(error)

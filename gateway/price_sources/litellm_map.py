@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway.domain.catalog import Target
-from gateway.price_sources.offers import Condition, Offer, Said, row_of, text
+from gateway.price_sources.offers import Condition, Offer, Said, plain, row_of, text
 
 NAME: Final = "litellm"
 PACKAGE: Final = "litellm"
@@ -97,7 +97,7 @@ class LitellmMap:
             target=target,
             source=self.label,
             called=name,
-            said=(Said(since=None, figures=figures, row=row, why_not=why_not),),
+            said=(Said(since=None, figures=plain(figures), row=row, why_not=why_not),),
             deprecated=_deprecated(entry, today),
             left_out=tuple(left_out),
         )
