@@ -308,7 +308,7 @@ def shown(nano: int, currency: Currency = DOLLARS) -> str:
 
     `$1,234.50`, `\u20ac0.0042`, `CHF 12.00`, `-$3.00`. For display only: it is rounded.
     """
-    amount = Decimal(nano) * currency.per_usd / NANO_PER_USD
+    amount = (nano * currency.per_usd).scaleb(-9)
     digits = 2 if abs(amount) >= Decimal("0.01") or not nano else 1 - amount.adjusted()
     text = f"{abs(amount).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_EVEN):,f}"
     sign = "-" if nano < 0 else ""

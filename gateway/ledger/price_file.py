@@ -280,19 +280,33 @@ def _check_part(row: PriceRow, part: Prices, path: Path, findings: Findings) -> 
 
 
 def _check_variants(row: PriceRow, path: Path, findings: Findings) -> None:
-    """Two that could hold at once and say equally much: which one would not be known."""
+    """Two that could hold at once and say equally much: which one would not be known.
+
+    Unless a third settles it, which says all that they say together.
+    """
     for later, one in enumerate(row.when):
         for earlier, other in enumerate(row.when[:later]):
-            if one.service_tier != other.service_tier or one.region != other.region:
+            regions = {one.region, other.region} - {None}
+            if one.service_tier != other.service_tier or rank(one) != rank(other):
                 continue
-            if (one.hours_utc is None) != (other.hours_utc is None):
+            if len(regions) > 1:
                 continue
-            if minutes(one) & minutes(other):
+            both = minutes(one) & minutes(other)
+            for third in row.when:
+                settles = rank(third) > rank(one) and {third.region} == regions
+                if settles and third.service_tier == one.service_tier:
+                    both -= minutes(third)
+            if both:
                 findings.problem(
                     (*path, "when", later),
                     f"overlaps with when[{earlier}]",
                     "two prices for the same moment",
                 )
+
+
+def rank(variant: Variant) -> int:
+    """How much it says beside the service tier: of those that hold, the highest wins."""
+    return (variant.region is not None) + (variant.hours_utc is not None)
 
 
 def minutes(variant: Variant) -> frozenset[int]:

@@ -277,7 +277,7 @@ def _special(row: PriceRow, variant: Variant, name: str) -> _Special:
         service_tier=variant.service_tier,
         region=variant.region,
         minutes=price_file.minutes(variant),
-        rank=(variant.region is not None) + (variant.hours_utc is not None),
+        rank=price_file.rank(variant),
     )
 
 

@@ -138,9 +138,7 @@ class Versions:
         }
         state = None
         if change.prices is not None:
-            state = known_prices.recorder(
-                change.prices, author=change.author, digest=change.digest
-            )
+            state = known_prices.recorder(change.prices, author=change.author, digest=change.digest)
         made = await self._store.add_version(row, change.files, state)
         return await self.put(change, expected=expected) if made is None else _made(made)
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.domain.catalog import Target
 from gateway.domain.money import Rates, cost
+from gateway.domain.rating import charge
+from gateway.domain.request import Usage
 from gateway.ledger.price_file import instant
-from gateway.ledger.prices import load_prices
+from gateway.ledger.prices import PriceBook, load_prices
 from gateway.policy.source import ConfigErrors
 
 GOOD = """\
@@ -147,3 +151,171 @@ def test_the_row_in_force_is_the_latest_that_has_begun(days, at):
     )
     begun = [day for day in days if day <= at]
     assert (rates.source if rates else None) == (str(max(begun)) if begun else None)
+
+
+# --- two times, hours, regions --------------------------------------------------------------------
+
+MINUTE, DAY = 60_000_000, 86_400_000_000
+MIDNIGHT = instant(dt.date(2026, 5, 4))
+TARGET = Target("b", "m")
+PLAIN = (
+    '  - {backend: b, model: m, from: 2026-05-01, input_usd_per_mtok: "1", '
+    'output_usd_per_mtok: "1", source: s, read_on: 2026-05-01'
+)
+
+
+def variant(input_: int, conditions: str) -> str:
+    return f'{{{conditions}, input_usd_per_mtok: "{input_}", output_usd_per_mtok: "1"}}'
+
+
+def special(*variants: str, region: str | None = None) -> PriceBook:
+    text = f"version: 1\nprices:\n{PLAIN}, when: [{', '.join(variants)}]}}\n"
+    return load_prices([("p.yaml", text)], {"b": region})
+
+
+def price(book: PriceBook, at_us: int) -> int | None:
+    rates = book.rates(TARGET, at_us)
+    return None if rates is None else int(rates.input)
+
+
+@pytest.mark.parametrize(
+    ("hours", "inside"),
+    [
+        ("16:30-00:30", lambda m: m >= 16 * 60 + 30 or m < 30),
+        ("00:00-00:01", lambda m: m == 0),
+        ("23:59-00:00", lambda m: m == 23 * 60 + 59),
+        ("23:59-24:00", lambda m: m == 23 * 60 + 59),
+        ("08:00-20:00", lambda m: 8 * 60 <= m < 20 * 60),
+        ("20:00-08:00", lambda m: not 8 * 60 <= m < 20 * 60),
+    ],
+)
+def test_hours_hold_from_their_first_microsecond_to_before_their_last(hours, inside):
+    book = special(variant(2, f'hours_utc: ["{hours}"]'))
+    for minute in range(24 * 60):
+        at = MIDNIGHT + minute * MINUTE
+        due = 2 if inside(minute) else 1
+        assert [price(book, at), price(book, at + MINUTE - 1)] == [due, due], minute
+
+
+@pytest.mark.parametrize("wrong", ["24:00-01:00", "10:00-10:00", "09:00-24:30", "9:00-10:00", "a"])
+def test_hours_that_are_none(wrong):
+    inside = variant(2, f'hours_utc: ["{wrong}"]')
+    text = f"version: 1\nprices:\n{PLAIN}, when: [{inside}]}}\n"
+    assert any(f"'{wrong}' is not a time of day" in line for line in told(text))
+
+
+@pytest.mark.parametrize(
+    ("first", "from_"),
+    [("2026-05-04", MIDNIGHT), ("2026-05-04T12:30:00+02:00", MIDNIGHT + 630 * MINUTE)],
+)
+def test_a_row_begins_and_the_one_before_ends_with_the_same_microsecond(first, from_):
+    rows = (
+        PLAIN + "}\n" + PLAIN.replace("2026-05-01,", f"{first},", 1).replace('"1"', '"3"') + "}\n"
+    )
+    book = load_prices([("p.yaml", f"version: 1\nprices:\n{rows}")])
+    assert [price(book, from_ - 1), price(book, from_)] == [1, 3]
+    begun = instant(dt.date(2026, 5, 1))
+    assert [price(book, begun - 1), price(book, begun)] == [None, 1]
+    assert book.changes_after(from_ - 1) == from_
+    assert book.changes_after(from_) is None
+
+
+def test_an_end_is_not_part_of_what_it_ends():
+    text = f"version: 1\nprices:\n{PLAIN}, until: 2026-05-04}}\n"
+    book = load_prices([("p.yaml", text)])
+    assert [price(book, MIDNIGHT - 1), price(book, MIDNIGHT)] == [1, None]
+
+
+def test_a_region_has_its_price_and_hours_there_their_own():
+    both = (variant(2, "region: eu"), variant(4, 'region: eu, hours_utc: ["10:00-12:00"]'))
+    night = variant(8, 'hours_utc: ["10:00-12:00"]')
+    at = {hour: MIDNIGHT + hour * 60 * MINUTE for hour in (9, 10, 11)}
+    for region, due in (("eu", [2, 4]), ("us", [1, 8]), (None, [1, 8])):
+        book = special(*both, night, region=region)
+        assert [price(book, at[9]), price(book, at[10])] == due, region
+    us = special(*both, night, region="us")
+    assert [price(us, at[h]) for h in (9, 10, 11)] == [1, 8, 8]
+
+
+def test_two_that_say_equally_much_of_one_moment_are_refused():
+    """Which of them held would be the one that is written first: nobody means that."""
+    eu, morning = variant(2, "region: eu"), variant(8, 'hours_utc: ["10:00-12:00"]')
+    third = 'region: eu, hours_utc: ["{}"]'
+    for others in ((), (variant(4, third.format("10:00-11:59")),)):
+        with pytest.raises(ConfigErrors) as caught:
+            special(eu, morning, *others)
+        assert [p.message for p in caught.value.problems] == ["overlaps with when[0]"]
+    settled = special(eu, morning, variant(4, third.format("09:00-12:00")), region="eu")
+    assert [price(settled, MIDNIGHT + hour * 60 * MINUTE) for hour in (8, 9, 11, 12)] == [
+        2,
+        4,
+        4,
+        2,
+    ]
+    special(eu, variant(8, "region: us"), variant(3, "service_tier: flex"))
+
+
+def test_a_service_tier_has_its_own_rates_and_hours_of_its_own():
+    book = special(
+        variant(5, "service_tier: flex"),
+        variant(6, 'service_tier: flex, hours_utc: ["10:00-11:00"]'),
+        variant(7, 'hours_utc: ["10:00-11:00"]'),
+    )
+    for hour, standard, flex in ((9, 1, 5), (10, 7, 6), (11, 1, 5)):
+        rates = book.rates(TARGET, MIDNIGHT + hour * 60 * MINUTE)
+        assert rates is not None
+        assert (rates.input, rates.service_tiers["flex"].input) == (standard, flex)
+        flexible = charge(rates, Usage(1_000_000, 0, 0, service_tier="flex"))
+        assert flexible == (rates.service_tiers["flex"].id, flex * 10**9)
+        assert ";service_tier=flex" in flexible[0]
+        assert (";hours=10:00-11:00" in flexible[0]) == (hour == 10)
+
+
+HOURS = st.tuples(st.integers(0, 23), st.sampled_from([0, 15, 30]), st.integers(1, 23 * 60)).map(
+    lambda t: (t[0] * 60 + t[1], (t[0] * 60 + t[1] + t[2]) % (24 * 60))
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    windows=st.lists(HOURS, min_size=1, max_size=3),
+    at=st.integers(MIDNIGHT - DAY, MIDNIGHT + DAY),
+    day=st.integers(2, 9),
+)
+def test_nothing_changes_before_the_next_change(windows, at, day):
+    """Told by looking at every minute there is: the first at which another price holds."""
+    said = [f"{a // 60:02}:{a % 60:02}-{b // 60:02}:{b % 60:02}" for a, b in windows]
+    quoted = ", ".join(f'"{text}"' for text in said)
+    inside = variant(2, f"hours_utc: [{quoted}]")
+    rows = f"{PLAIN}, when: [{inside}]}}\n"
+    rows += PLAIN.replace("2026-05-01,", f"2026-05-{day:02},", 1).replace('"1"', '"3"') + "}\n"
+    book = load_prices([("p.yaml", f"version: 1\nprices:\n{rows}")])
+    first = (at // MINUTE + 1) * MINUTE
+    later = (m for m in range(first, first + 9 * DAY, MINUTE) if price(book, m) != price(book, at))
+    due = next(later, None)
+    found = book.changes_after(at)
+    assert found is None if due is None else found is not None and at < found <= due
+    if due is not None and found != due:
+        assert price(book, found) == price(book, at), "an hour that says what held anyway"
+
+
+@given(
+    days=st.lists(st.integers(1, 28), unique=True, min_size=1, max_size=6),
+    bounds=st.lists(st.integers(1, 10**6), unique=True, max_size=3).map(sorted),
+    free=st.booleans(),
+)
+def test_a_book_of_terms_is_the_book_they_were_written_in(days, bounds, free):
+    tiers = ", ".join(
+        f'{{above_prompt_tokens: {b}, input_usd_per_mtok: "2", output_usd_per_mtok: "1"}}'
+        for b in bounds
+    )
+    more = f", long_prompts: [{tiers}], when: [{variant(5, 'service_tier: flex')}]"
+    more = more.replace('"1"', '"0"') + ", free: true" if free else more
+    rows = "".join(PLAIN.replace("05-01,", f"05-{day:02},", 1) + more + "}\n" for day in days)
+    book = load_prices([("p.yaml", f"version: 1\nprices:\n{rows}")], {"b": "eu"})
+    terms = json.loads(json.dumps([row.terms for row in book.rows[TARGET]]))
+    again = PriceBook.of(reversed(terms), {"b": "eu"})
+    assert [replace(row, place="") for row in book.rows[TARGET]] == list(again.rows[TARGET])
+    assert again.regions == book.regions
+    with pytest.raises(ValueError, match="from"):
+        PriceBook.of([{k: v for k, v in terms[0].items() if k != "from"}])
