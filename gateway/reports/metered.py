@@ -1,0 +1,301 @@
+"""What attempts metered and cost, group by group: for reports that price each meter by itself.
+
+Reads the roll-ups by hour, whose sums are exact. Rows are read one by one only where a sum cannot
+say it: rates on a marginal scale, and days that begin within an hour.
+
+INVARIANTS
+- An attempt belongs to the hour in which its request arrived, as everywhere in the ledger.
+- Sums of attempts and of their further meters are of the same attempts: a stretch under which rows
+  arrived is read again.
+- What metered nothing and cost nothing is in no group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import sqlalchemy as sa
+
+from gateway.domain.catalog import Target
+from gateway.domain.money import Meter
+from gateway.domain.rating import metered, quantities
+from gateway.ledger.hours import HOUR_US
+from gateway.ledger.store import (
+    Store,
+    attempt_dimensions,
+    attempt_facts,
+    attempt_hours,
+    corrections,
+    other_meter_hours,
+    request_dimensions,
+    request_facts,
+)
+from gateway.reports.meter_lines import Metered
+
+PAGE_ROWS: Final = 5_000
+ROUNDS_MAX: Final = 4
+_IDS_MAX: Final = 5_000  # of one question
+
+_SUMS: Final = (
+    *("rows", "cost_nano_usd", "costed", "unpriced", "weighed"),
+    *("uncached_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"),
+)
+
+
+class Kind(NamedTuple):
+    """What the attempts of a group have in common: who asked, where it went, at which rates.
+
+    `tags` are sorted pairs. `shadow`: copies sent for comparison, which are nobody's.
+    """
+
+    key_id: str | None
+    tags: tuple[tuple[str, str], ...]
+    shadow: bool
+    alias: str | None
+    route: str | None
+    backend: str
+    model: str
+    rates_id: str | None
+    service_tier: str | None
+    usage_source: str
+
+    @property
+    def target(self) -> Target:
+        return Target(self.backend, self.model)
+
+
+@dataclass(slots=True)
+class Sum:
+    """Of one group: attempts that used something, those without a known price, what was booked."""
+
+    attempts: int = 0
+    unpriced: int = 0
+    booked_nano: int = 0
+    quantities: dict[Meter, int] = field(default_factory=dict)
+
+    def add(self, used: Mapping[Meter, int]) -> None:
+        for meter, quantity in used.items():
+            self.quantities[meter] = self.quantities.get(meter, 0) + quantity
+
+    @property
+    def metered(self) -> Metered:
+        return Metered(self.attempts, self.quantities, self.booked_nano)
+
+
+Groups = dict[tuple[int, Kind], Sum]
+
+
+class Corrected(NamedTuple):
+    """What rating runs found to be otherwise, of one group: by run and the rates it went by."""
+
+    start_us: int
+    kind: Kind
+    run: int
+    rates_id: str
+    attempts: int
+    delta_nano: int
+
+
+class Meters:
+    """Reads groups. Dimensions are asked for once: keep one of these for a whole report."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._requests: dict[int, Mapping[str, Any]] = {}
+        self._attempts: dict[int, Mapping[str, Any]] = {}
+
+    async def groups(
+        self, since_us: int, until_us: int, *, step_us: int, backend: str | None = None
+    ) -> Groups:
+        """By step (an hour or whole days of UTC) and kind; both ends at a full hour.
+
+        Raises StoreUnavailable.
+        """
+        for _ in range(ROUNDS_MAX):
+            seen = await self._seen(since_us, until_us)
+            attempts = await self._select(attempt_hours, _SUMS, since_us, until_us, step_us)
+            others = await self._select(
+                other_meter_hours, ("quantity",), since_us, until_us, step_us, "meter"
+            )
+            if await self._seen(since_us, until_us) == seen:
+                break
+        await self._learn([*attempts, *others])
+        found: Groups = {}
+        for row in attempts:
+            kind = self._kind(row)
+            if not row["weighed"] or (backend is not None and kind.backend != backend):
+                continue
+            sums = found.setdefault((int(row["at"]), kind), Sum())
+            sums.attempts += int(row["weighed"])
+            sums.unpriced += int(row["unpriced"])
+            sums.booked_nano += int(row["cost_nano_usd"])
+            counts = {name: int(row[name]) for name in _SUMS[5:]}
+            sums.add(quantities(metered(counts)))
+        for row in others:
+            group = found.get((int(row["at"]), self._kind(row)))
+            if group is not None:
+                group.add({Meter(row["meter"]): int(row["quantity"])})
+        return found
+
+    async def rows(
+        self,
+        since_us: int,
+        until_us: int,
+        *,
+        step_us: int,
+        backend: str | None = None,
+        rates: Iterable[tuple[Target, str]] | None = None,
+    ) -> AsyncIterator[tuple[int, Kind, Sum]]:
+        """The same, attempt by attempt, oldest first; of `rates` only where those are given."""
+        f, r, d = attempt_facts.c, request_facts.c, attempt_dimensions.c
+        wanted = [f.request_started_at_us >= since_us, f.request_started_at_us < until_us]
+        if backend is not None:
+            wanted.append(d.backend == backend)
+        if rates is not None:
+            wanted.append(
+                sa.or_(
+                    *(
+                        sa.and_(d.backend == t.backend, d.model == t.model, d.rates_id == name)
+                        for t, name in rates
+                    )
+                )
+            )
+        place = (f.request_started_at_us, f.request_id, f.number)
+        query = (
+            sa.select(
+                *place,
+                r.dimension.label("request_dimension"),
+                f.dimension.label("attempt_dimension"),
+                *(f[name] for name in ("cost_nano_usd", *_SUMS[5:], "other_meters")),
+            )
+            .join(request_facts, sa.and_(r.id == f.request_id, r.started_at_us == place[0]))
+            .join(attempt_dimensions, d.id == f.dimension)
+            .where(*wanted)
+            .order_by(*place)
+            .limit(PAGE_ROWS)
+        )
+        page, after = query, None
+        while True:
+            if after is not None:
+                page = query.where(
+                    place[0] >= after[0], sa.tuple_(*place) > sa.tuple_(*map(sa.literal, after))
+                )
+            found = await self._store.select(page)
+            await self._learn(found)
+            for row in found:
+                kind = self._kind(row)
+                if kind.usage_source == "none":
+                    continue
+                cost = row["cost_nano_usd"]
+                one = Sum(1, int(cost is None), int(cost or 0), quantities(metered(row)))
+                yield int(row["request_started_at_us"]) // step_us * step_us, kind, one
+            if len(found) < PAGE_ROWS:
+                return
+            after = tuple(found[-1][column.name] for column in place)
+
+    async def corrected(self, since_us: int, until_us: int, *, step_us: int) -> list[Corrected]:
+        """What rating runs corrected of requests of that time."""
+        c, f, r = corrections.c, attempt_facts.c, request_facts.c
+        at = _step(c.request_started_at_us, step_us)
+        of_attempt = sa.and_(
+            f.request_started_at_us == c.request_started_at_us,
+            f.request_id == c.request_id,
+            f.number == c.attempt,
+        )
+        of_request = sa.and_(r.started_at_us == c.request_started_at_us, r.id == c.request_id)
+        group = (at, c.run, c.rates_id, r.dimension, f.dimension)
+        found = await self._store.select(
+            sa.select(
+                at.label("at"),
+                c.run,
+                c.rates_id,
+                r.dimension.label("request_dimension"),
+                f.dimension.label("attempt_dimension"),
+                sa.func.count().label("rows"),
+                sa.func.sum(c.delta_nano_usd).label("delta"),
+            )
+            .select_from(corrections)
+            .join(attempt_facts, of_attempt)
+            .join(request_facts, of_request)
+            .where(c.request_started_at_us >= since_us, c.request_started_at_us < until_us)
+            .group_by(*group)
+        )
+        await self._learn(found)
+        return [
+            Corrected(
+                int(row["at"]),
+                self._kind(row),
+                int(row["run"]),
+                row["rates_id"],
+                int(row["rows"]),
+                int(row["delta"]),
+            )
+            for row in found
+        ]
+
+    async def _seen(self, since_us: int, until_us: int) -> int:
+        h = attempt_hours.c
+        query = sa.select(sa.func.coalesce(sa.func.sum(h.rows), 0).label("n"))
+        (row,) = await self._store.select(query.where(*_between(h.hour_us, since_us, until_us)))
+        return int(row["n"])
+
+    async def _select(
+        self,
+        table: sa.Table,
+        sums: Sequence[str],
+        since_us: int,
+        until_us: int,
+        step_us: int,
+        *also: str,
+    ) -> list[dict[str, Any]]:
+        c = table.c
+        at = _step(c.hour_us, step_us)
+        more = [c[name] for name in ("request_dimension", "attempt_dimension", *also)]
+        query = (
+            sa.select(at.label("at"), *more, *(sa.func.sum(c[name]).label(name) for name in sums))
+            .where(*_between(c.hour_us, since_us, until_us))
+            .group_by(at, *more)
+        )
+        return await self._store.select(query)
+
+    async def _learn(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Ask for the dimensions that were not seen yet."""
+        r, a = request_dimensions.c, attempt_dimensions.c
+        of_request = (r.key_id, r.tags, r.shadow, r.alias, r.route)
+        of_attempt = (a.backend, a.model, a.rates_id, a.service_tier, a.usage_source)
+        for name, table, columns, known in (
+            ("request_dimension", request_dimensions, of_request, self._requests),
+            ("attempt_dimension", attempt_dimensions, of_attempt, self._attempts),
+        ):
+            new = sorted({row[name] for row in rows} - known.keys())
+            for start in range(0, len(new), _IDS_MAX):
+                ids = new[start : start + _IDS_MAX]
+                query = sa.select(table.c.id, *columns).where(table.c.id.in_(ids))
+                known |= {row["id"]: row for row in await self._store.select(query)}
+
+    def _kind(self, row: Mapping[str, Any]) -> Kind:
+        of = self._requests[row["request_dimension"]]
+        at = self._attempts[row["attempt_dimension"]]
+        return Kind(
+            key_id=of["key_id"],
+            tags=tuple(sorted(of["tags"].items())),
+            shadow=bool(of["shadow"]),
+            alias=of["alias"],
+            route=of["route"],
+            backend=at["backend"],
+            model=at["model"],
+            rates_id=at["rates_id"],
+            service_tier=at["service_tier"],
+            usage_source=at["usage_source"],
+        )
+
+
+def _between(column: Any, since_us: int, until_us: int) -> tuple[Any, Any]:
+    return column >= since_us // HOUR_US * HOUR_US, column < until_us
+
+
+def _step(column: Any, step_us: int) -> Any:
+    step = sa.literal(step_us, sa.BigInteger)
+    return column // step * step
