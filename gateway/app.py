@@ -11,11 +11,12 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from gateway.alerts import alerts_of
 from gateway.api.auth import Keys
 from gateway.api.hot import HotEndpoint, HotLimits, known_paths
 from gateway.api.routes import App, build_rest
@@ -38,6 +39,7 @@ from gateway.ledger.keys import KeyStore
 from gateway.ledger.store import Store, StoreUnreachable
 from gateway.ledger.versions import Change, Origin, Version, Versions, start
 from gateway.limits import Gate, LimitIndex, LocalGate, RedisGate
+from gateway.limits.kept import keep
 from gateway.policy.engine import Router
 from gateway.policy.source import ConfigErrors
 from gateway.redis_link import RedisDown, RedisLink
@@ -219,7 +221,9 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
         if redis is not None:
             stack.push_async_callback(redis.aclose)
         state = _state(settings, clock, redis)
-        flusher.on_cut_off = state.gate.abandon  # what it held is free before its lease ends
+        flusher.on_cut_off = state.gate.cut_off
+        kept = keep(state.gate, settings.home, name)
+        stack.callback(kept)
         wires = _Wires(settings)
         stack.push_async_callback(wires.aclose)
         tasks = TaskOwner("worker")
@@ -228,6 +232,8 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
         version, bundle = await _newest(settings, store, folder)
         fleet = Fleet(bundle.catalog.backends)
         telemetry = _telemetry(settings, name, fleet, journal)
+        alerts = alerts_of(settings, state.gate, telemetry, clock)
+        stack.push_async_callback(alerts.drain)
         canaries, plugins = Canaries(telemetry.canary_reverted), Pool()
         dispatch = Dispatch(
             rules=_first_rules(bundle, plugins),
@@ -245,6 +251,7 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
         )
         stack.push_async_callback(dispatch.drain)
         flusher.start()
+        alerts.start(lambda: dispatch.rules.limits.limits)
         switch = _Switch(dispatch, wires, tasks, plugins)
         await switch.start(bundle)
         in_force = InForce(Versions(store), version, bundle, folder=folder, consumer=switch)
@@ -253,7 +260,7 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
             tasks.start(in_force.follow(), "policy versions"),
             tasks.start(files.run(), "policy files"),
             tasks.start(share_forever(fleet, state.board, clock, canaries), "what workers share"),
-            tasks.start(_housekeeping(in_force, dispatch, telemetry), "housekeeping"),
+            tasks.start(_housekeeping(in_force, dispatch, telemetry, kept), "housekeeping"),
         ]
         try:
             yield Worker(
@@ -454,12 +461,15 @@ def _limits(settings: Settings) -> HotLimits:
     )
 
 
-async def _housekeeping(in_force: InForce, dispatch: Dispatch, telemetry: Telemetry) -> None:
-    """What is due once a second: the tally for other workers, and prices that have changed."""
+async def _housekeeping(
+    in_force: InForce, dispatch: Dispatch, telemetry: Telemetry, kept: Callable[[], None]
+) -> None:
+    """What is due once a second: what others and the next start read, and prices that changed."""
     seen_us = _now_us()
     while True:
         await asyncio.sleep(HOUSEKEEPING_S)
         telemetry.save()
+        kept()
         changed_us = dispatch.rules.prices.changes_after(seen_us)
         if changed_us is not None and changed_us <= _now_us():
             await in_force.reload(secrets=False)

@@ -40,6 +40,12 @@ class Settings:
     database_url: str = _setting("", "Postgres or SQLite; default: SQLite at HOME/ledger.db")
     redis_url: str = _setting("", "Redis or Valkey; default: in-process state")
     key_pepper: str = _setting("", "secret that keys are hashed with; default: HOME/pepper")
+    alert_webhook: str = _setting(
+        "", "who is told of budgets: references to secrets (env:NAME, file:/path) with an address"
+    )
+    alert_secret: str = _setting(
+        "", "reference to the whsec_ secret that alerts are signed with; default: not signed"
+    )
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(4000, "port for apps", minimum=0)
     workers: int = _setting(1, "worker processes", minimum=1)

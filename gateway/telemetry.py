@@ -28,6 +28,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from gateway.domain.limit import Limit, Unit
 from gateway.domain.money import NANO_PER_USD, TOKEN_METERS
 from gateway.domain.outcome import RequestRecord
 
@@ -64,8 +65,16 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "weighbridge_canary_reverts": ("Canaries taken back, as each worker did or heard", ("route",)),
     "weighbridge_limit_alerts": (
-        "Holders of a limit that reached a share of it",
-        ("limit", "share"),
+        "What was told of limits: a share reached, used up, an overrun, a new period",
+        ("limit", "event", "share"),
+    ),
+    "weighbridge_limit_overrun": (
+        "What requests used beyond what was held for them, in the limit's unit (dollars, tokens)",
+        ("limit", "unit"),
+    ),
+    "weighbridge_alert_deliveries": (
+        "Alerts that reached a webhook (sent), or never will (dropped)",
+        ("result",),
     ),
     "weighbridge_shadow_requests": (
         "Copies sent for comparison by how they ended; nobody is billed for them",
@@ -77,6 +86,8 @@ _SELDOM = (
     "weighbridge_policy_load_failures",
     "weighbridge_canary_reverts",
     "weighbridge_limit_alerts",
+    "weighbridge_limit_overrun",
+    "weighbridge_alert_deliveries",
     "weighbridge_shadow_requests",
     "weighbridge_usage_contradictions",
 )
@@ -219,7 +230,7 @@ class Telemetry:
 
     @staticmethod
     def _count(
-        family: dict[tuple[str, ...], _Series], labels: tuple[str, ...], count: int = 1
+        family: dict[tuple[str, ...], _Series], labels: tuple[str, ...], count: float = 1
     ) -> None:
         series = family.get(labels)
         if series is None:
@@ -241,9 +252,20 @@ class Telemetry:
         """The canary of a route was taken back."""
         self._happened("weighbridge_canary_reverts", route)
 
-    def limit_alert(self, limit: str, share: float) -> None:
-        """A holder of a limit has reached a share of it."""
-        self._happened("weighbridge_limit_alerts", limit, f"{share:g}")
+    def limit_alert(self, limit: str, event: str, share: str) -> None:
+        """People are told something of a limit; `share` is empty where none was reached."""
+        self._happened("weighbridge_limit_alerts", limit, event, share)
+
+    def limit_overrun(self, limit: Limit, beyond: int) -> None:
+        """A request used so much more of a limit than it held."""
+        self._changed = True
+        amount = beyond / NANO_PER_USD if limit.unit is Unit.USD else beyond
+        labels = limit.name, limit.unit.value
+        self._count(self._seldom["weighbridge_limit_overrun"], labels, amount)
+
+    def alert_delivery(self, result: str) -> None:
+        """An alert was `sent` to a webhook, or `dropped`."""
+        self._happened("weighbridge_alert_deliveries", result)
 
     def usage_contradiction(self, backend: str) -> None:
         """What a backend stated of one attempt's usage does not add up."""

@@ -143,13 +143,13 @@ class LimitIndex:
     def __init__(
         self, limits: tuple[Limit, ...], catalog: Catalog, rates: Mapping[Target, Rates]
     ) -> None:
-        self._limits = limits
+        self.limits = limits
         self._bounds = {a.name: _bounds(a, catalog, rates) for a in catalog.aliases.values()}
         self._found: dict[tuple[str, str], _Found] = {}
 
     def asks_for(self, caller: Caller, request: ModelRequest) -> tuple[Ask, ...]:
         """What `request` has to hold; its alias is one of the catalog's."""
-        if not self._limits:
+        if not self.limits:
             return ()
         found = self._found.get((caller.key_id, request.alias))
         if found is None or (found.tags is not caller.tags and found.tags != caller.tags):
@@ -167,7 +167,7 @@ class LimitIndex:
             caller.tags,
             tuple(
                 (limit, values[limit.per])
-                for limit in self._limits
+                for limit in self.limits
                 if limit.per in values
                 and all(values.get(name) in allowed for name, allowed in limit.match.items())
             ),

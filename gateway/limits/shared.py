@@ -296,6 +296,8 @@ class RedisGate:
     async def resets(self, limits: Sequence[Limit]) -> list[Alert]:
         """Those of `limits` that were exhausted and have started anew since: told once, by one."""
         by_name = {limit.name: limit for limit in limits if limit.thresholds}
+        if not by_name:
+            return []
         try:
             parts = (1, LEASES, "resets")
             try:

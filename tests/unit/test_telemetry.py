@@ -126,11 +126,12 @@ def test_the_cost_of_a_hedge_is_told_where_it_arose() -> None:
 def test_what_happens_seldom_is_counted() -> None:
     telemetry = Telemetry()
     telemetry.canary_reverted("d", "default")
-    telemetry.limit_alert("team-day", 0.8)
+    telemetry.limit_alert("team-day", "budget.share_reached", "0.8")
     telemetry.shadow(record())
     lines = page(telemetry)
     assert 'weighbridge_canary_reverts_total{route="default"} 1.0' in lines
-    assert 'weighbridge_limit_alerts_total{limit="team-day",share="0.8"} 1.0' in lines
+    told = 'event="budget.share_reached",limit="team-day",share="0.8"'
+    assert f"weighbridge_limit_alerts_total{{{told}}} 1.0" in lines
     assert 'weighbridge_shadow_requests_total{backend="b",outcome="ok"} 1.0' in lines
     assert not any(line.startswith("weighbridge_requests_total{") for line in lines)
 
