@@ -8,6 +8,9 @@ program whose newest schema still has these tables.
 Revision ID: 0004
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
@@ -189,7 +192,7 @@ def _move(connection: sa.Connection) -> None:
         if after is not None:
             beyond = sa.tuple_(r.started_at_us, r.id) > sa.tuple_(*map(sa.literal, after))
             query = query.where(r.started_at_us >= after[0], beyond)
-        page = [dict(row) for row in connection.execute(query).mappings()]
+        page = [_named(row) for row in connection.execute(query).mappings()]
         if not page:
             return
         of = {row["id"]: row for row in page}
@@ -198,7 +201,7 @@ def _move(connection: sa.Connection) -> None:
             del row["declared_free"]  # drawn from the attempts again
         tried = sa.select(attempts).where(attempts.c.request_id.in_(list(of)))
         for found in connection.execute(tried.order_by(attempts.c.number)).mappings():
-            attempt = dict(found)
+            attempt = _named(found)
             of[attempt.pop("request_id")]["attempts"].append(attempt)
         batch = Batch()
         writer.take(batch, [orjson.dumps(row) for row in page])
@@ -207,6 +210,10 @@ def _move(connection: sa.Connection) -> None:
         writer.write(connection, batch, checked=True)
         writer.committed(batch)
         after = page[-1]["started_at_us"], page[-1]["id"]
+
+
+def _named(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(name): value for name, value in row.items()}
 
 
 def downgrade() -> None:
