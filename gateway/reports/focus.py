@@ -28,7 +28,7 @@ from gateway.ledger.hours import HOUR_US
 from gateway.ledger.store import Store, attempts, corrections
 from gateway.reports import focus_rows
 from gateway.reports.definition import Period, Unusable
-from gateway.reports.focus_columns import VERSIONS, columns, plain
+from gateway.reports.focus_columns import VERSIONS, columns
 from gateway.reports.focus_rows import Maker, Row
 from gateway.reports.kept import Kept
 from gateway.reports.meter_lines import Lines, Metered, meter_lines, one_by_one
@@ -220,7 +220,7 @@ class _Work:
             await self._meet(one.kind.backend)
             rates = await self._kept.rates(one.kind.target, one.rates_id)
             made.append(maker.correction(self._span(one.start_us), one, rates))
-        return _together(made)
+        return made
 
     async def _meet(self, backend: str) -> None:
         if backend not in self._providers:
@@ -241,19 +241,6 @@ def _split(rates: Any, metered: Metered) -> Lines | None:
     except Unpriced:
         return None
     return lines if lines.holds else None
-
-
-def _together(rows: Sequence[Row]) -> list[Row]:
-    """Corrections that differ in nothing but their amounts as one row."""
-    added = ("BilledCost", "ContractedCost", "EffectiveCost", "ListCost", "x_AttemptCount")
-    found: dict[tuple[tuple[str, str], ...], Row] = {}
-    for row in rows:
-        key = tuple(sorted(pair for pair in row.items() if pair[0] not in added))
-        known = found.setdefault(key, row)
-        if known is not row:
-            for name in added:
-                known[name] = plain(Decimal(known[name]) + Decimal(row[name]))
-    return list(found.values())
 
 
 def _count(summary: Summary, rows: Sequence[Row]) -> None:

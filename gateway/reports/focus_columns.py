@@ -2,9 +2,9 @@
 
 FOCUS is the FinOps Foundation's specification of cost and usage data (focus.finops.org). Ours are
 the columns of 1.2 that apply to what a gateway meters; 1.3 adds who hosts, and how split costs were
-allocated. Columns for what we do not have (commitments, reservations, zones, other currencies) are
-left out, as the specification says of features a provider does not support. What FOCUS has no
-column for is in columns that begin with `x_`.
+allocated. Columns for what we do not have (commitments, reservations, zones) are left out, as the
+specification says of features a provider does not support. What FOCUS has no column for is in
+columns that begin with `x_`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ _ALL: Final = (
     Column("ChargeFrequency"),
     Column("ChargePeriodEnd", "time"),
     Column("ChargePeriodStart", "time"),
+    Column("CommitmentDiscountStatus", null=True),  # always: what is consumed depends on it
     Column("ConsumedQuantity", "decimal", null=True),
     Column("ConsumedUnit", null=True),
     Column("ContractApplied", "json", null=True, since="1.3"),
@@ -58,6 +59,10 @@ _ALL: Final = (
     Column("ListCost", "decimal"),
     Column("ListUnitPrice", "decimal", null=True),
     Column("PricingCategory", null=True),
+    Column("PricingCurrency"),
+    Column("PricingCurrencyContractedUnitPrice", "decimal", null=True),
+    Column("PricingCurrencyEffectiveCost", "decimal"),
+    Column("PricingCurrencyListUnitPrice", "decimal", null=True),
     Column("PricingQuantity", "decimal", null=True),
     Column("PricingUnit", null=True),
     Column("ProviderName"),
@@ -152,9 +157,9 @@ def pricing_quantity(meter: Meter, quantity: int) -> Decimal:
 
 
 def plain(number: Decimal | int) -> str:
-    """A number as FOCUS writes it: digits and a point, no exponent, no sign of a nought."""
+    """A number as FOCUS writes a decimal: digits, a point and digits; no exponent."""
     number = Decimal(number)
     if not number:
-        return "0"
-    text = f"{number:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+        return "0.0"
+    whole, _, part = f"{number:f}".partition(".")
+    return f"{whole}.{part.rstrip('0') or '0'}"

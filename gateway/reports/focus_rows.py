@@ -145,6 +145,8 @@ class Maker:
             "ContractedUnitPrice": price,
             "ListUnitPrice": price,
             "PricingCategory": "Other" if declared else "Standard",
+            "PricingCurrencyContractedUnitPrice": price,
+            "PricingCurrencyListUnitPrice": price,
             "PricingQuantity": plain(pricing_quantity(meter, line.quantity)),
             "PricingUnit": pricing_unit(meter),
             "SkuId": f"{kind.target}/{meter.value}",
@@ -207,6 +209,7 @@ class Maker:
             "HostProviderName": who.name,
             "InvoiceId": f"provisional-{backend}-{_time(begins)[:7]}",
             "InvoiceIssuerName": who.name,
+            "PricingCurrency": CURRENCY,
             "ProviderName": who.name,
             "PublisherName": who.name,
             "RegionId": who.region or "",
@@ -282,6 +285,7 @@ def _costs(nano: Decimal, billed_nano: Decimal) -> Row:
         "ContractedCost": cost,
         "EffectiveCost": cost,
         "ListCost": cost,
+        "PricingCurrencyEffectiveCost": cost,
     }
 
 

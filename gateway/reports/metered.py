@@ -223,17 +223,13 @@ class Meters:
             .group_by(*group)
         )
         await self._learn(found)
-        return [
-            Corrected(
-                int(row["at"]),
-                self._kind(row),
-                int(row["run"]),
-                row["rates_id"],
-                int(row["rows"]),
-                int(row["delta"]),
-            )
-            for row in found
-        ]
+        sums: dict[tuple[int, Kind, int, str], list[int]] = {}
+        for row in found:
+            key = int(row["at"]), self._kind(row), int(row["run"]), row["rates_id"]
+            one = sums.setdefault(key, [0, 0])
+            one[0] += int(row["rows"])
+            one[1] += int(row["delta"])
+        return [Corrected(*key, *one) for key, one in sums.items()]
 
     async def _seen(self, since_us: int, until_us: int) -> int:
         h = attempt_hours.c
