@@ -11,7 +11,7 @@ gate.heard.alert = ...                              who is told when a share is 
 """
 
 from gateway.limits.answers import headers, refusal, refusal_record
-from gateway.limits.asks import LimitIndex, WorstRates, hold_nano_usd, worst_rates
+from gateway.limits.asks import LimitIndex
 from gateway.limits.gate import (
     LEASE_S,
     NOTHING,
@@ -40,10 +40,7 @@ __all__ = [
     "Standing",
     "Unlimited",
     "Used",
-    "WorstRates",
     "headers",
-    "hold_nano_usd",
     "refusal",
     "refusal_record",
-    "worst_rates",
 ]

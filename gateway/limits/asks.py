@@ -4,48 +4,25 @@ The hold is the most that the request can use as far as is known beforehand: the
 and for the output the caller's cap, or the limit's `hold_output_tokens` where it set none. What
 turns out larger is an overrun.
 
-MONEY is that at the worst rates of the alias's configured targets, for a bill may take any of them:
-- of the prices of prompts (read from a cache, written to one for however long, pictures) the
-  dearest, for what a vendor's cache will do nobody knows; of the output's reasoning and pictures
-  too; sounds only where the request has or asks for sounds;
-- the rates of long prompts from two thirds of their bound on: the prompt is an estimate;
-- the standard rates and those of the service tier asked for: a vendor may serve either;
-- what a request costs as such. Searches and other things counted singly are not held.
+Money is that at the worst rates of the alias's configured targets (`policy.worst`).
 
 A key's tags do not change with the request, so the limits of a key and an alias are found once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 
 from gateway.domain.caller import Caller
 from gateway.domain.catalog import Alias, Catalog, Target
 from gateway.domain.limit import Limit, Unit
-from gateway.domain.money import OUTPUT_METERS, PROMPT_METERS, UNIT, Meter, Rates
+from gateway.domain.money import Rates
 from gateway.domain.request import Capability, Endpoint, ModelRequest
 from gateway.limits.gate import Ask
+from gateway.policy.worst import WorstRates, hold_nano_usd, worst
 
 FOUND_MAX = 10_000
-_FEMTO_PER_NANO = 1_000_000
-_AUDIO = frozenset({Meter.INPUT_AUDIO, Meter.CACHE_READ_AUDIO, Meter.OUTPUT_AUDIO})
-
-
-@dataclass(frozen=True, slots=True)
-class WorstRates:
-    """The most a token costs at any target, in femto-USD (10^-15): what prices are exact in.
-
-    `request` is what one costs besides. `longer`: (bound, rates) for prompts of more tokens than
-    the bound, the longest first; none is below those of shorter ones.
-    """
-
-    input: int
-    output: int
-    request: int = 0
-    longer: tuple[tuple[int, WorstRates], ...] = ()
-
 
 _Asked = tuple[str | None, bool]  # a service tier, and whether there are sounds
 
@@ -73,68 +50,6 @@ class _Found:
 
     tags: Mapping[str, str]
     limits: tuple[tuple[Limit, str], ...]
-
-
-def worst_rates(
-    alias: Alias,
-    catalog: Catalog,
-    rates: Mapping[Target, Rates],
-    *,
-    service_tier: str | None = None,
-    sounds: bool = False,
-) -> WorstRates | None:
-    """The highest of each rate over the alias's configured targets; None where none is priced.
-
-    Unpriced targets are left out here: a hard budget keeps requests from them
-    (`Admission.priced_only`), for unknown is not free.
-    """
-    return _worst(_priced(alias, catalog, rates), service_tier, sounds=sounds)
-
-
-def _priced(alias: Alias, catalog: Catalog, rates: Mapping[Target, Rates]) -> list[Rates]:
-    return [
-        rates[target]
-        for target in alias.targets
-        if target in rates and catalog.backends[target.backend].configured
-    ]
-
-
-def _worst(priced: Iterable[Rates], service_tier: str | None, *, sounds: bool) -> WorstRates | None:
-    standard = list(priced)
-    special = [r.service_tiers.get(service_tier) for r in standard] if service_tier else []
-    known = [held for held in (*standard, *special) if held is not None and held.by_token]
-    if not known:
-        return None
-    meters = frozenset(Meter) if sounds else frozenset(Meter) - _AUDIO
-    worst = _highest(known, meters)
-    longer: list[tuple[int, WorstRates]] = []
-    for bound in sorted({tier.above for held in known for tier in held.tiers}):
-        tiers = [tier.rates for held in known for tier in held.tiers if tier.above <= bound]
-        longer.insert(0, (bound, _highest([*known, *tiers], meters)))
-    return WorstRates(worst.input, worst.output, worst.request, tuple(longer))
-
-
-def _highest(several: Iterable[Rates], meters: frozenset[Meter]) -> WorstRates:
-    def of(some: frozenset[Meter]) -> int:
-        return max(_femto(rates.price(meter), meter) for rates in held for meter in some & meters)
-
-    held = list(several)
-    return WorstRates(of(PROMPT_METERS), of(OUTPUT_METERS), of(frozenset({Meter.REQUEST})))
-
-
-def _femto(usd: Decimal | None, meter: Meter) -> int:
-    """Of one of it; exact, for a price has nine digits after the point at most."""
-    return 0 if usd is None else int(usd * 10**15 // UNIT[meter])
-
-
-def hold_nano_usd(rates: WorstRates, *, prompt_tokens: int, output_tokens: int) -> int:
-    """The most that so many tokens cost, in nano-USD, rounded up."""
-    for bound, longer in rates.longer:
-        if 3 * prompt_tokens > 2 * bound:
-            rates = longer
-            break
-    femto = rates.input * prompt_tokens + rates.output * output_tokens + rates.request
-    return -(-femto // _FEMTO_PER_NANO)
 
 
 class LimitIndex:
@@ -179,14 +94,20 @@ class LimitIndex:
 
 
 def _bounds(alias: Alias, catalog: Catalog, rates: Mapping[Target, Rates]) -> _Bounds:
-    priced = _priced(alias, catalog, rates)
+    """Unpriced targets are left out: a hard budget keeps requests from them
+    (`Admission.priced_only`), for unknown is not free."""
+    priced = [
+        rates[target]
+        for target in alias.targets
+        if target in rates and catalog.backends[target.backend].configured
+    ]
     tiers: list[str | None] = [None, *{tier for held in priced for tier in held.service_tiers}]
-    worst = {
-        (tier, sounds): _worst(priced, tier, sounds=sounds)
+    found = {
+        (tier, sounds): worst(priced, service_tier=tier, sounds=sounds)
         for tier in tiers
         for sounds in (False, True)
     }
-    return _Bounds(worst[None, False], worst, _output_max(alias, catalog))
+    return _Bounds(found[None, False], found, _output_max(alias, catalog))
 
 
 def _output_max(alias: Alias, catalog: Catalog) -> int | None:

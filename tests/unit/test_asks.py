@@ -18,7 +18,7 @@ from gateway.domain.money import Meter, Rates, Tier, Unpriced
 from gateway.domain.rating import charge
 from gateway.domain.request import Capability, Usage
 from gateway.limits import LimitIndex
-from tests.unit.test_limits import CALLER, OPEN, OWN, catalog, limit, request
+from tests.unit.test_limits import CALLER, OFF, OPEN, OWN, catalog, limit, request
 
 _OF_THE_PROMPT = (
     Meter.CACHE_WRITE_5M,
@@ -130,6 +130,15 @@ def test_a_prompt_may_be_longer_than_its_estimate_by_half(prompt: int, price: in
         Tier(bound, replace(BASE, input=Decimal(usd))) for bound, usd in ((1000, 3), (2000, 7))
     )
     assert held(replace(BASE, tiers=tiers), prompt_tokens=prompt) == prompt * price * 1000 + 20_000
+
+
+def test_cached_input_that_costs_more_than_input_is_the_worst() -> None:
+    assert held(replace(BASE, cached_input=Decimal("1.5"))) == 1000 * 1500 + 20_000
+
+
+def test_what_is_not_configured_or_not_priced_costs_nothing_here() -> None:
+    index = LimitIndex((limit(Unit.USD),), catalog(), {OFF: BASE})
+    assert index.asks_for(CALLER, request())[0].amount == 0
 
 
 def test_longer_prompts_that_cost_less_are_held_at_what_shorter_ones_cost() -> None:

@@ -18,7 +18,7 @@ from gateway.domain.caller import Caller
 from gateway.domain.catalog import Alias, Backend, Catalog, Kind, Model, Target
 from gateway.domain.errors import BudgetSpent, RateLimited, StoreUnavailable
 from gateway.domain.limit import Limit, Outage, Period, Unit
-from gateway.domain.money import Rates, cost
+from gateway.domain.money import Rates
 from gateway.domain.request import Endpoint, ModelRequest
 from gateway.limits import (
     NOTHING,
@@ -30,9 +30,7 @@ from gateway.limits import (
     Unlimited,
     Used,
     headers,
-    hold_nano_usd,
     refusal,
-    worst_rates,
 )
 from gateway.limits.answers import duration
 from gateway.limits.periods import calendar
@@ -158,30 +156,6 @@ def test_money_is_held_at_the_worst_of_the_configured_rates() -> None:
 def test_requests_and_permits_count_one_by_one() -> None:
     assert asked(limit(Unit.REQUESTS)) == 1
     assert asked(limit(Unit.CONCURRENT)) == 1
-
-
-def test_cached_input_that_costs_more_than_input_is_the_worst() -> None:
-    found = worst_rates(catalog().aliases["chat"], catalog(), {OPEN: rates("1", "1", "1.5")})
-    assert found is not None
-    assert found.input == 1_500_000_000
-    assert worst_rates(catalog().aliases["chat"], catalog(), {OFF: rates("1", "1")}) is None
-
-
-PRICE = st.decimals(min_value=0, max_value=1000, places=9)
-TOKENS = st.integers(0, 1_000_000)
-
-
-@given(PRICE, PRICE, PRICE, TOKENS, TOKENS, st.integers(0, 100))
-def test_a_hold_covers_any_bill_within_it(
-    one: Decimal, two: Decimal, cached: Decimal, prompt: int, output: int, percent: int
-) -> None:
-    table = {OPEN: rates(str(one), str(two), str(cached)), OWN: rates(str(two), str(one))}
-    worst = worst_rates(catalog().aliases["chat"], catalog(), table)
-    assert worst is not None
-    held = hold_nano_usd(worst, prompt_tokens=prompt, output_tokens=output)
-    hits = prompt * percent // 100
-    for charged in table.values():
-        assert cost(charged, uncached=prompt - hits, cached=hits, output=output) <= held
 
 
 def test_without_limits_nothing_is_asked_and_nothing_waits() -> None:
