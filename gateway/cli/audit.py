@@ -87,7 +87,8 @@ def read(files: Mapping[str, str]) -> tuple[str, Book]:
     try:
         catalog = load_catalog(files[CATALOG], source=CATALOG, secret_present=lambda _: True)
         prices = load_prices(
-            [(path, text) for path, text in files.items() if path.startswith(PRICES)]
+            [(path, text) for path, text in files.items() if path.startswith(PRICES)],
+            {name: backend.data.region for name, backend in catalog.backends.items()},
         )
     except KeyError:
         raise Unreadable(f"there is no {CATALOG}") from None
@@ -102,7 +103,7 @@ def read(files: Mapping[str, str]) -> tuple[str, Book]:
 
 async def _holds(settings: Settings) -> AsyncIterator[Sequence[str]]:
     """The requests for which a budget is held, in pages; none, and a word, if Redis is away."""
-    from gateway.limits.shared import LEASES
+    from gateway.limits.counters import LEASES
     from gateway.redis_link import RedisDown, RedisLink
 
     link = RedisLink(settings.redis_url, timeout_s=5.0)

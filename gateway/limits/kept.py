@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from gateway.domain.limit import Period, Unit
 from gateway.limits.gate import Gate
 from gateway.limits.local import LocalGate, Row
 
@@ -63,9 +64,9 @@ def _rows(path: Path) -> list[Row]:
     """Nothing of a file that makes no sense."""
     try:
         found: Any = orjson.loads(path.read_bytes())
-        return [Row(*row) for row in found]
+        return [Row(row[0], Unit(row[1]), Period(row[2]), *row[3:]) for row in found]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, IndexError) as error:
         log.warning("%s cannot be read, its limits start anew: %s", path, error)
         return []

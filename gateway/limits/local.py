@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from gateway.domain.limit import CALENDAR, AtLimit, Limit, Period, Unit
+from gateway.domain.limit import AtLimit, Limit, Period, Unit
 from gateway.limits.gate import (
     LEASE_S,
     READY,
@@ -37,11 +37,11 @@ LATE_S = 86_400  # a counter outlives its period by so long: for what is settled
 
 
 class Row(NamedTuple):
-    """One counter as it is kept. `taken` is with what is held; `start_s` of a window is 0."""
+    """One counter of a calendar period as it is kept. `taken` is with what is held."""
 
     limit: str
-    unit: str
-    period: str
+    unit: Unit
+    period: Period
     start_s: int
     holder: str
     ends_s: int
@@ -263,41 +263,36 @@ class LocalGate:
     # --- what outlives the process --------------------------------------------------------------
 
     def rows(self) -> list[Row]:
-        """All counters of calendar periods, and of windows of money as they are now."""
-        now = self._clock.monotonic()
-        out = []
-        for (name, unit, period, _, holder), c in self._counters.items():
-            if not c.ends_s and not (c.span_s and unit == Unit.USD):
-                continue
-            c.forget(c.slice(now) if c.span_s else 0)
-            out.append(
-                Row(
-                    name,
-                    unit,
-                    period,
-                    c.start_s,
-                    holder,
-                    c.ends_s,
-                    c.taken,
-                    c.used,
-                    c.told,
-                    c.overran,
-                    c.anew,
-                )
+        """All counters of calendar periods."""
+        return [
+            Row(
+                limit=name,
+                unit=Unit(unit),
+                period=Period(period),
+                start_s=c.start_s,
+                holder=holder,
+                ends_s=c.ends_s,
+                taken=c.taken,
+                used=c.used,
+                told=c.told,
+                overran=c.overran,
+                anew=c.anew,
             )
-        return out
+            for (name, unit, period, _, holder), c in self._counters.items()
+            if c.ends_s
+        ]
 
     def restore(self, rows: Iterable[Row]) -> None:
         """What was kept of calendar periods: for a gate that has counted nothing yet."""
         oldest = self._clock.wall() - LATE_S
         for row in rows:
-            if row.period not in CALENDAR or row.ends_s < oldest:
+            if row.ends_s < oldest:
                 continue
             counter = _Counter(row.start_s, row.ends_s)
             counter.taken = counter.used = row.taken
             counter.told, counter.overran, counter.anew = row.told, row.overran, row.anew
-            unit, period = Unit(row.unit), Period(row.period)
-            self._counters[row.limit, unit, period, str(row.start_s), row.holder] = counter
+            key = (row.limit, row.unit, row.period, str(row.start_s), row.holder)
+            self._counters[key] = counter
 
     # --- inside -----------------------------------------------------------------------------------
 

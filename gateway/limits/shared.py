@@ -1,16 +1,6 @@
 """The gate of all workers of all nodes, over Redis: one script call holds all limits of a request.
 
-Keys, all under one hash tag:
-
-    wb:{limits}:leases                                   sorted set, hold -> when its lease ends
-    wb:{limits}:h:<request>                              what a request holds
-    wb:{limits}:n:<limit>:<unit>:<period>:<start>:<holder>   a counter
-    wb:{limits}:exhausted                                sorted set, counter -> when it starts anew
-
-One tag is one slot, so a Redis Cluster keeps all of it on one node: that is the price of holding a
-team's and a key's limit together or not at all. One node does tens of thousands of these calls
-per second; beyond, the tag can carry the holder of the widest limit (a tenant), for limits of two
-tenants are never held by one request.
+The keys are `counters`'.
 
 Time is Redis's: leases, windows, and whether a calendar period is the present one. A worker whose
 clock is wrong asks for the wrong day, is told the time, and asks again.
@@ -36,9 +26,10 @@ from collections import deque
 from collections.abc import Awaitable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from gateway.domain.limit import AtLimit, Limit, Outage, Unit
+from gateway.limits.counters import LEASES, PREFIX, key_of, named
 from gateway.limits.gate import (
     LEASE_S,
     READY,
@@ -56,8 +47,6 @@ from gateway.limits.periods import SLICES, WINDOW_S, Calendars
 from gateway.redis_link import RedisDown, RedisLink, RedisReplyError
 from gateway.runtime import Clock
 
-PREFIX = "wb:{limits}:"
-LEASES = (PREFIX + "leases").encode()
 TIME = "redis.call('TIME')"
 UNSENT_MAX = 10_000
 FIGURE_MAX = 2**53 - 1
@@ -96,8 +85,7 @@ class _Counter:
             self.mode, self.span = "w", WINDOW_S[limit.period] * 1000 // SLICES
         else:
             self.mode, self.span = "c", self.end * 1000
-        key = f"{PREFIX}n:{limit.name}:{limit.unit}:{limit.period or ''}:{self.start}:{holder}"
-        self.key = key.encode()
+        self.key = key_of(limit, self.start, holder)
         due = (f"{round(share * SHARE_OF)}:{least}" for share, least in limit.thresholds)
         self.thresholds = ",".join(due).encode()
         fixed = (
@@ -310,11 +298,11 @@ class RedisGate:
             return []  # they wait
         found = []
         for key in due:
-            named = counter_of(key)
-            limit = by_name.get(named.limit)
-            if limit is not None and limit.period is not None and limit.period == named.period:
+            name = named(key)
+            limit = by_name.get(name.limit)
+            if limit is not None and limit.period is not None and limit.period == name.period:
                 span = self._calendars.span(limit.period, limit.zone, now_ms / 1000)
-                found.append(of_reset(limit, named.holder, span))
+                found.append(of_reset(limit, name.holder, span))
         return found
 
     # --- with the store -----------------------------------------------------------------------
@@ -480,20 +468,3 @@ class RedisGate:
 
 
 SCRIPT = Path(__file__).with_name("script.lua").read_text(encoding="utf-8")
-
-
-class Named(NamedTuple):
-    """What the key of a counter says."""
-
-    limit: str
-    unit: str
-    period: str
-    start_s: int
-    holder: str
-
-
-def counter_of(key: bytes) -> Named:
-    """The parts of a counter's key. A holder may have colons, nothing before it has."""
-    name = key.decode("utf-8", "replace").removeprefix(f"{PREFIX}n:")
-    limit, unit, period, start, holder = name.split(":", 4)
-    return Named(limit, unit, period, int(start), holder)
