@@ -13,7 +13,10 @@ import typer
 from gateway.cli.database import ledger
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from gateway.bundle import Files
+    from gateway.ledger.prices import PriceBook
     from gateway.ledger.store import Store
     from gateway.reports.definition import Definition
     from gateway.reports.document import Document
@@ -28,8 +31,8 @@ By = Annotated[
     list[str] | None,
     typer.Option(
         "--by",
-        help="team, app, key, alias, backend, kind, model, route, day, hour, "
-        "outcome, answered_by or a tag; up to 3 times.",
+        help="team, app, key, alias, backend, kind, model, service_tier, meter, policy, route, "
+        "day, hour, outcome, answered_by or a tag; up to 3 times.",
     ),
 ]
 Since = Annotated[str, typer.Option("--since", metavar="DATE|TIME", help="From then on.")]
@@ -46,6 +49,10 @@ Where = Annotated[
 Format = Annotated[str, typer.Option("--format", help="table, csv, json, xlsx, html or pdf.")]
 Output = Annotated[Path | None, typer.Option("--output", help="Write there instead of printing.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As --format json.")]
+Run = Annotated[
+    int | None,
+    typer.Option("--run", min=1, metavar="N", help="With rating runs up to that number only."),
+]
 Verify = Annotated[
     str,
     typer.Option("--verify", metavar="DIGEST", help="Say whether the digest is still the same."),
@@ -64,6 +71,10 @@ def cost(
     compare: Annotated[bool, typer.Option(help="With the period before, as long.")] = True,
     format_: Format = "table",
     output: Output = None,
+    run: Run = None,
+    currency: Annotated[
+        str, typer.Option(metavar="EUR", help="Amounts in that currency too.")
+    ] = "",
     verify: Verify = "",
     as_json: AsJson = False,
 ) -> None:
@@ -78,15 +89,19 @@ def cost(
     options = (since, until, month, last, zone, where or [])
 
     async def made(store: Store, now: dt.datetime) -> Document | bool:
+        from dataclasses import replace
+
         from gateway.reports import sums
         from gateway.reports.cost import cost as report
 
-        definition = await _definition(
-            store, "cost", ["team"] if by is None else by, options, now, compare
-        )
+        asked_by = ["team"] if by is None else by
+        definition = await _definition(store, "cost", asked_by, options, now, compare)
+        definition = replace(definition, run=run, currency=currency.upper())
         if verify:
             return await _verified(store, definition, verify)
-        return await report(store, definition, now=now, labels=await sums.key_names(store))
+        display = await _display(store, definition) if currency else None
+        labels = await sums.key_names(store)
+        return await report(store, definition, now=now, labels=labels, display=display)
 
     _finish(made, asked)
 
@@ -101,10 +116,13 @@ def quality(
     where: Where = None,
     format_: Format = "table",
     output: Output = None,
+    run: Run = None,
     verify: Verify = "",
     as_json: AsJson = False,
 ) -> None:
     """How much is estimated, unpriced or cut short, by backend, and what to do about it.
+
+    Says what the price book lacks, and the command that rates those rows again.
 
     Exit status 1 where --verify finds another digest.
 
@@ -114,12 +132,15 @@ def quality(
     options = (since, until, month, last, zone, where or [])
 
     async def made(store: Store, now: dt.datetime) -> Document | bool:
+        from dataclasses import replace
+
         from gateway.reports.quality import quality as report
 
         definition = await _definition(store, "quality", [], options, now, compare=False)
+        definition = replace(definition, run=run)
         if verify:
             return await _verified(store, definition, verify)
-        return await report(store, definition, now=now)
+        return await report(store, definition, now=now, book=await _book(store))
 
     _finish(made, asked)
 
@@ -137,6 +158,8 @@ def rows(
         str, typer.Option(metavar="PLACE", help="The next page: as the one before ended.")
     ] = "",
     everything: Annotated[bool, typer.Option("--all", help="All of them; csv only.")] = False,
+    attempts: Annotated[bool, typer.Option("--attempts", help="Attempts, not requests.")] = False,
+    run: Run = None,
     format_: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
     output: Output = None,
     as_json: AsJson = False,
@@ -151,34 +174,45 @@ def rows(
     options = (since, until, month, last, zone, where or [])
 
     async def work(store: Store, now: dt.datetime) -> None:
+        from dataclasses import replace
+
         definition = await _definition(store, "rows", [], options, now, compare=False)
+        definition = replace(definition, run=run, attempts=attempts)
         if everything:
             with _text(path) as out:
                 await _all_rows(store, definition, out)
             return
-        from gateway.reports import as_table, as_text
-        from gateway.reports.rows import page
-
-        found = await page(store, definition, after=after, limit=limit)
-        table = found.table
-        onwards = f"{definition.command(by=())} --limit {limit} --after {found.after}"
-        if chosen == "table" and path is None:
-            as_table.print_table(table)
-            typer.echo(
-                f"{len(table.rows)} rows" + (f"; the next: {onwards}" if found.after else "")
-            )
-            return
-        lines = [as_text.line(table.columns, row) for row in table.rows]
-        if chosen == "json":
-            text = as_text.dumps({"rows": lines, "after": found.after or None})
-        else:
-            text = as_text.csv_lines(table.columns, table.rows)
-            if found.after:
-                typer.echo(f"the next: {onwards}", err=True)
-        with _text(path) as out:
-            out.write(text)
+        await _one_page(store, definition, (after, limit), chosen, path)
 
     _run(work)
+
+
+async def _one_page(
+    store: Store, definition: Definition, place: tuple[str, int], chosen: str, path: Path | None
+) -> None:
+    from gateway.reports import as_table, as_text
+    from gateway.reports.rows import kept, page
+
+    after, limit = place
+    async with store.snapshot() as view:
+        found = await page(view, definition, after=after, limit=limit)
+    table = found.table
+    if found.kept_since_us is not None:
+        typer.echo(f"weighbridge: {kept(definition, found.kept_since_us)}", err=True)
+    onwards = f"{definition.command(by=())} --limit {limit} --after {found.after}"
+    if chosen == "table" and path is None:
+        as_table.print_table(table)
+        typer.echo(f"{len(table.rows)} rows" + (f"; the next: {onwards}" if found.after else ""))
+        return
+    lines = [as_text.line(table.columns, row) for row in table.rows]
+    if chosen == "json":
+        text = as_text.dumps({"rows": lines, "after": found.after or None})
+    else:
+        text = as_text.csv_lines(table.columns, table.rows)
+        if found.after:
+            typer.echo(f"the next: {onwards}", err=True)
+    with _text(path) as out:
+        out.write(text)
 
 
 # --- asking ---------------------------------------------------------------------------------------
@@ -254,6 +288,61 @@ async def _kinds(store: Store) -> dict[str, str]:
     return found
 
 
+async def _book(store: Store) -> PriceBook:
+    """What is known of prices today: as stated, else as the files say it."""
+    from gateway.ledger.known_prices import as_known
+    from gateway.ledger.prices import PriceBook
+    from gateway.policy.source import ConfigErrors
+
+    book = await as_known(store)
+    if book.rows:
+        return book
+    try:
+        return await _files_book(store)
+    except (ConfigErrors, OSError):
+        return PriceBook({})
+
+
+async def _files_book(store: Store) -> PriceBook:
+    """The price book of the version in force, else of the files. Raises ConfigErrors."""
+    from gateway.bundle import PRICES, read_folder
+    from gateway.ledger.prices import load_prices
+    from gateway.ledger.versions import Versions
+    from gateway.settings import Settings
+
+    versions = Versions(store)
+    newest = await versions.newest()
+    if newest is not None:
+        files: Files = await versions.files(newest.digest)
+    else:
+        settings = Settings.load()
+        files = read_folder(settings.policies_dir, settings.policy)
+    return load_prices((path, text) for path, text in files.items() if path.startswith(PRICES))
+
+
+async def _display(store: Store, definition: Definition) -> tuple[str, Decimal, str]:
+    """The currency asked for and how much of it a dollar is at the period's end. Raises Unusable,
+    ConfigErrors."""
+    import difflib
+
+    from gateway.reports.definition import Unusable, end_day
+
+    currency, day = definition.currency, end_day(definition.period)
+    book = await _files_book(store)
+    per_usd = book.per_usd(currency, day)
+    if per_usd is not None:
+        dated = [e.from_ for e in book.currencies if e.currency == currency and e.from_ <= day]
+        source = f"price book, rate from {max(dated)}" if dated else "itself"
+        return currency, per_usd, source
+    there = sorted({exchange.currency for exchange in book.currencies})
+    near = difflib.get_close_matches(currency, there, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(there) or 'none'}"
+    raise Unusable(
+        f"--currency {currency}: the price book has no rate of it on {day}; {hint}"
+        " (currencies: in policies/prices/*.yaml)"
+    )
+
+
 async def _verified(store: Store, definition: Definition, digest: str) -> bool:
     from gateway.reports.definition import Unusable
     from gateway.reports.foot import DIGEST_CHARS_MIN
@@ -264,7 +353,8 @@ async def _verified(store: Store, definition: Definition, digest: str) -> bool:
         raise Unusable(
             f"--verify {digest}: at least {DIGEST_CHARS_MIN} digits of a report's digest"
         )
-    found, count = await of(store, definition)
+    async with store.snapshot() as view:
+        found, count = await of(view, definition)
     same = found.startswith(wanted)
     typer.echo(f"{'same' if same else 'different'}: {found} over {count:,} rows")
     return same
@@ -327,12 +417,17 @@ def _content(document: Document, chosen: str) -> bytes:
 
 async def _all_rows(store: Store, definition: Definition, out: Any) -> None:
     from gateway.reports.as_text import csv_lines
-    from gateway.reports.rows import columns, pages
+    from gateway.reports.rows import kept, pages
+    from gateway.reports.sums import rows_since
 
-    head, made = True, columns(definition)
-    async for found in pages(store, definition):
-        out.write(csv_lines(made, found, head=head))
-        head = False
+    head = True
+    async with store.snapshot() as view:
+        gone_us = await rows_since(view)
+        if gone_us is not None and gone_us > definition.period.since_us:
+            typer.echo(f"weighbridge: {kept(definition, gone_us)}", err=True)
+        async for found in pages(view, definition):
+            out.write(csv_lines(found.columns, found.rows, head=head))
+            head = False
 
 
 def _text(path: Path | None) -> Any:
@@ -358,6 +453,7 @@ def _run(work: Callable[[Store, dt.datetime], Awaitable[_T]]) -> _T:
     """Do `work` on this instance's ledger; what makes no sense ends with status 2."""
     import asyncio
 
+    from gateway.policy.source import ConfigErrors
     from gateway.reports.definition import Unusable
     from gateway.settings import Settings
 
@@ -369,7 +465,7 @@ def _run(work: Callable[[Store, dt.datetime], Awaitable[_T]]) -> _T:
 
     try:
         return asyncio.run(connected())
-    except Unusable as error:
+    except (Unusable, ConfigErrors) as error:
         _usage(str(error))
 
 

@@ -1,8 +1,9 @@
 """The cost report: what was spent, on what, how that changed, unit costs, and what was wasted.
 
-Owns the report's columns and how the database's sums become its lines. Copies sent for comparison
-are paid but nobody's request: one line of their own, in the total, in nobody's share of a team. A
-group that the previous period had and this one has not is a line too: finance asks where it went.
+Owns how groups become lines and what a reader is told before trusting them. Copies sent for
+comparison are paid but nobody's request: one line of their own, in the total, in nobody's share of
+a team. A group that the previous period had and this one has not is a line too: finance asks where
+it went.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any
 
 from gateway.ledger.store import Store
 from gateway.reports import foot, pictures, sums
-from gateway.reports.definition import OF_TIME, Definition, day, iso, moment, tag
-from gateway.reports.document import Card, Column, Document, Table, money, ratio, shown
-from gateway.reports.sums import Group, Sums
+from gateway.reports.cost_columns import Shape, columns, figures, shape, standing
+from gateway.reports.definition import METER, OF_TIME, Definition, Unusable, day, iso, moment, tag
+from gateway.reports.document import Card, Document, Table, money, shown
+from gateway.reports.percentiles import ERROR_MAX, EXACT_ROWS_MAX, Group
+from gateway.reports.sums import Added, Sums
 
 SHADOW = "(shadow)"
-_COST, _UNIT, _DOUBT = "Cost", "Tokens, unit costs, speed", "Waste and quality"
 
 NOTES = (
     (
@@ -31,8 +33,9 @@ NOTES = (
         " attempt counts where it ran. Both ways add up to the same total."
     ),
     (
-        "$ per million tokens is cost over all tokens with a known cost. It is not split into input"
-        " and output: a row holds one cost, and the prices behind it differ by meter."
+        "$/M tokens is cost over all tokens with a known cost; by request the tokens are those of"
+        " the answer, so it is what delivered tokens cost. $/M input and output are what the tokens"
+        " of all attempts were billed at, by the prices their rows name."
     ),
     (
         "$ per request is cost over the rows that have one. Unpriced rows were used but no price"
@@ -40,122 +43,13 @@ NOTES = (
     ),
     (
         "Waste is the cost of attempts whose answer nobody got whole: failed tries, hedges that"
-        " lost, clients that left, streams that broke."
+        " lost, clients that left, streams that broke. It is what was booked."
     ),
 )
-
-
-# Tokens and unit costs; what was wasted and what is in doubt.
-_UNITS = (
-    Column(name="uncached", heading="input", kind="count", section=_UNIT, added=True, rank=3),
-    Column(name="cached", heading="cached", kind="count", section=_UNIT, added=True, rank=3),
-    Column(name="output", heading="output", kind="count", section=_UNIT, added=True, rank=3),
-    Column(
-        name="priced_tokens", heading="tokens with a cost", kind="count", added=True, detail=True
-    ),
-    Column(
-        name="cache_share",
-        heading="cache share",
-        kind="share",
-        section=_UNIT,
-        formula="cached/(uncached+cached)",
-        rank=4,
-    ),
-    Column(
-        name="per_request",
-        heading="$/request",
-        kind="unit",
-        section=_UNIT,
-        formula="cost/priced",
-        rank=2,
-    ),
-    Column(
-        name="per_mtok",
-        heading="$/M tokens",
-        kind="unit",
-        section=_UNIT,
-        formula="cost/priced_tokens*1000000",
-        rank=2,
-    ),
-    Column(name="tps", heading="tokens/s", kind="tps", section=_UNIT, rank=5),
-    Column(name="ttft_p50", heading="TTFT p50", kind="ms", section=_UNIT, rank=5),
-    Column(name="ttft_p95", heading="TTFT p95", kind="ms", section=_UNIT, rank=5),
+_CORRECTED = (
+    "Booked costs are never changed. What a rating run found to be otherwise is a correction beside"
+    " them; corrected is booked plus corrections, and unit costs, share and change stand on it."
 )
-_DOUBTS = (
-    *(
-        Column(name=f"waste_{why}", heading=heading, kind="usd", section=_DOUBT, added=True, rank=6)
-        for why, heading in pictures.WASTE.items()
-    ),
-    Column(
-        name="waste",
-        heading="waste",
-        kind="usd",
-        section=_DOUBT,
-        formula=f"SUM({','.join(f'waste_{why}' for why in pictures.WASTE)})",
-        rank=2,
-    ),
-    Column(
-        name="waste_share",
-        heading="waste share",
-        kind="share",
-        section=_DOUBT,
-        formula="waste/cost",
-        rank=4,
-    ),
-    Column(name="weighed", heading="rows with usage", kind="count", added=True, detail=True),
-    Column(name="estimated", heading="estimated rows", kind="count", added=True, detail=True),
-    Column(
-        name="estimated_share",
-        heading="estimated",
-        kind="share",
-        section=_DOUBT,
-        formula="estimated/weighed",
-        rank=4,
-    ),
-    Column(name="unpriced", heading="unpriced", kind="count", section=_DOUBT, added=True, rank=1),
-    Column(name="drill_down", heading="rows", kind="command", detail=True),
-)
-
-
-def columns(definition: Definition) -> list[Column]:
-    """The table's columns, in order."""
-    rows = "attempts" if definition.of_attempts else "requests"
-    groups = [
-        Column(name=name, heading=name.removeprefix("tag:"), kind="text") for name in definition.by
-    ]
-    return [
-        *(groups or [Column(name="group", heading="", kind="text")]),
-        Column(name="requests", heading=rows, kind="count", section=_COST, added=True),
-        Column(name="priced", heading="with a cost", kind="count", added=True, detail=True),
-        Column(name="cost", heading="cost", kind="usd", section=_COST, added=True),
-        Column(
-            name="share",
-            heading="share",
-            kind="share",
-            section=_COST,
-            formula="cost/total.cost",
-            rank=1,
-        ),
-        *_compared(definition),
-        *_UNITS,
-        *_DOUBTS,
-    ]
-
-
-def _compared(definition: Definition) -> list[Column]:
-    if not definition.compare or any(name in OF_TIME for name in definition.by):
-        return []
-    return [
-        Column(name="previous", heading="previous", kind="usd", section=_COST, added=True, rank=4),
-        Column(
-            name="change",
-            heading="change",
-            kind="change",
-            section=_COST,
-            formula="(cost-previous)/previous",
-            rank=1,
-        ),
-    ]
 
 
 async def cost(
@@ -164,80 +58,116 @@ async def cost(
     *,
     now: dt.datetime,
     labels: Mapping[str, str] | None = None,
+    display: tuple[str, Decimal, str] | None = None,
 ) -> Document:
-    """The report. `labels` are names of keys. Raises Unusable, StoreUnavailable."""
-    for _ in range(foot.ROUNDS_MAX):
-        found = await sums.sums(store, definition)
-        whole = await sums.total(store, definition, found.values())
-        ended = await foot.foot(store, definition, now=now)
-        if ended.rows == whole.rows:  # rows are only ever added: all queries saw the same
-            break
-    earlier = await sums.before(store, definition) if definition.compare else {}
-    before = Sums()
-    for one in earlier.values():
-        before.add(one)
-    timed = any(name in OF_TIME for name in definition.by)
-    if not timed:
-        for group in earlier:
-            found.setdefault(group, Sums())
-    made = columns(definition)
-    lines = [
-        _line(definition, group, one, whole, None if timed else earlier.get(group), labels or {})
-        for group, one in _ordered(definition, found)
-    ]
-    total = _figures(whole, whole, before if definition.compare else None)
-    total[made[0].name] = "total"
-    total["drill_down"] = definition.command("rows", by=())
-    table = Table(columns=made, rows=lines, total=total)
+    """The report. `labels` are names of keys; `display` a currency, how much of it a dollar is, and
+    where that is from. Raises Unusable, StoreUnavailable."""
+    if any(name == METER for name, _ in definition.where) and METER not in definition.by:
+        raise Unusable(f"--where {METER}=…: only with --by {METER}, or in report rows")
+    async with store.snapshot() as view:
+        if METER in definition.by:
+            from gateway.reports.meters import by_meter
+
+            return await by_meter(view, definition, now=now, labels=labels or {}, display=display)
+        found = await sums.added(view, definition, definition.period, definition.by)
+        whole = await sums.with_percentiles(view, definition, found)
+        earlier = await sums.before(view, definition) if definition.compare else Added()
+        ended = await foot.foot(view, definition, found, now=now, display=display_line(display))
+    before = earlier.total()
+    has = shape(
+        definition,
+        whole,
+        before,
+        runs=bool(found.runs or earlier.runs),
+        display=display and display[:2],
+    )
+    made = columns(definition, has)
+    table = Table(
+        columns=made,
+        rows=_lines(definition, found, whole, earlier, has, labels or {}),
+        total=figures(whole, whole, before if definition.compare else None, has)
+        | {made[0].name: "total", "drill_down": definition.command("rows", by=())},
+    )
     return Document(
         name="cost",
-        title="Cost" + (f" by {_said(definition)}" if definition.by else ""),
-        subtitle=str(definition.period) + (" (so far)" if definition.period.unfinished else ""),
+        title="Cost" + (f" by {said(definition)}" if definition.by else ""),
+        subtitle=subtitle(definition),
         table=table,
-        cards=_cards(definition, whole, before),
-        charts=pictures.of_cost(definition, table) if whole.rows else (),
-        remarks=_remarks(whole, ended.rows),
-        notes=NOTES,
+        cards=_cards(definition, whole, before, has),
+        charts=pictures.of_cost(definition, table, has.stands) if whole.rows else (),
+        remarks=_remarks(whole, found),
+        notes=(*NOTES, _CORRECTED) if has.runs else NOTES,
         foot=ended.lines,
         json_foot=ended.json,
     )
 
 
-def _said(definition: Definition) -> str:
+def subtitle(definition: Definition) -> str:
+    """The period."""
+    return str(definition.period) + (" (so far)" if definition.period.unfinished else "")
+
+
+def said(definition: Definition) -> str:
+    """What it is grouped by."""
     return ", ".join(name.removeprefix("tag:") for name in definition.by)
 
 
-def _ordered(definition: Definition, found: Mapping[Group, Sums]) -> list[tuple[Group, Sums]]:
+def display_line(display: tuple[str, Decimal, str] | None) -> tuple[str, str] | None:
+    """The foot's line on a currency that is shown."""
+    if display is None:
+        return None
+    currency, per_usd, source = display
+    return "Currency", f"booked in USD; {currency} at {per_usd} for a dollar ({source})"
+
+
+def _lines(
+    definition: Definition,
+    found: Added,
+    whole: Sums,
+    earlier: Added,
+    has: Shape,
+    labels: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    groups = dict(found.groups)
+    timed = any(name in OF_TIME for name in definition.by)
+    if not timed:
+        for group in earlier.groups:
+            groups.setdefault(group, Sums())
+    return [
+        figures(one, whole, None if timed else earlier.groups.get(group, Sums()), has)
+        | named(definition, group, labels)
+        | {"drill_down": drill_down(definition, group)}
+        for group, one in ordered(definition, groups)
+    ]
+
+
+def ordered(definition: Definition, found: Mapping[Group, Sums]) -> list[tuple[Group, Sums]]:
     """By time where that is asked for, then the dearest first; copies last."""
-    times = [place for place, name in enumerate(definition.by, 1) if name in OF_TIME]
+    times = [place for place, name in enumerate(groups_of(definition), 1) if name in OF_TIME]
 
     def place(item: tuple[Group, Sums]) -> tuple[Any, ...]:
         group, one = item
         at = () if group[0] else tuple(group[n] for n in times)
-        return (group[0], at, -one.cost, -one.rows, tuple(map(str, group)))
+        return (group[0], at, -one.cost - one.correction, -one.rows, tuple(map(str, group)))
 
     return sorted(found.items(), key=place)
 
 
-def _line(
-    definition: Definition,
-    group: Group,
-    one: Sums,
-    whole: Sums,
-    previous: Sums | None,
-    labels: Mapping[str, str],
-) -> dict[str, Any]:
-    line = _figures(one, whole, previous if previous is not None else Sums())
-    first, *rest = definition.by or ("group",)
+def groups_of(definition: Definition) -> list[str]:
+    """The names that rows are grouped by: a meter is not one, it is inside of rows."""
+    return [name for name in definition.by if name != METER]
+
+
+def named(definition: Definition, group: Group, labels: Mapping[str, str]) -> dict[str, str]:
+    """The cells that say which line it is."""
+    names = groups_of(definition)
+    first, *rest = names or ("group",)
     if group[0]:
-        line |= {first: SHADOW, **dict.fromkeys(rest, "")}
-    elif not definition.by:
-        line["group"] = "requests" if not definition.of_attempts else "attempts"
-    else:
-        values = zip(definition.by, group[1:], strict=True)
-        line |= {name: _value(name, value, definition, labels) for name, value in values}
-    line["drill_down"] = _drill_down(definition, group)
-    return line
+        return {first: SHADOW, **dict.fromkeys(rest, "")}
+    if not names:
+        return {"group": "attempts" if definition.of_attempts else "requests"}
+    values = zip(names, group[1:], strict=True)
+    return {name: _value(name, value, definition, labels) for name, value in values}
 
 
 def _value(name: str, value: Any, definition: Definition, labels: Mapping[str, str]) -> str:
@@ -246,103 +176,67 @@ def _value(name: str, value: Any, definition: Definition, labels: Mapping[str, s
     if name == "hour":
         return moment(value, definition.period.zone)
     if value is None:
+        if name == "service_tier":
+            return "standard"
         return f"(no {tag(name) or name})" if tag(name) is not None or name == "key" else "(none)"
     return f"{value} ({labels[value]})" if name == "key" and value in labels else str(value)
 
 
-def _drill_down(definition: Definition, group: Group) -> str:
+def drill_down(definition: Definition, group: Group, *more: tuple[str, str]) -> str:
     """The command that lists the rows of a line; they add up to it."""
-    where = list(definition.where)
+    where = [*definition.where, *more]
     if group[0]:
-        return definition.command(
-            "rows", by=(), where=[f"{n}={v}" for n, v in [*where, ("shadow", "yes")]]
-        )
+        where.append(("shadow", "yes"))
+        return definition.command("rows", by=(), where=[f"{n}={v}" for n, v in where])
     if not any(name == "shadow" for name, _ in where):
         where.append(("shadow", "no"))
     options: dict[str, Any] = {}
-    for name, value in zip(definition.by, group[1:], strict=True):
+    for name, value in zip(groups_of(definition), group[1:], strict=True):
         if name in OF_TIME:
             period = definition.period
             ends = period.of_day(value) if name == "day" else period.of_hour(value)
             if name == "hour" or "since" not in options:
-                said = (iso(at, period.zone) for at in ends)
-                options |= dict(zip(("since", "until"), said, strict=True))
+                texts = (iso(at, period.zone) for at in ends)
+                options |= dict(zip(("since", "until"), texts, strict=True))
         else:
             where = [pair for pair in where if pair[0] != name]
             where.append((name, "" if value is None else str(value)))
     return definition.command("rows", by=(), where=[f"{n}={v}" for n, v in where], **options)
 
 
-def _figures(one: Sums, whole: Sums, previous: Sums | None) -> dict[str, Any]:
-    known = _known(one)
-    waste = sum(one.waste.values())
-    figures: dict[str, Any] = {
-        "requests": one.rows,
-        "priced": one.costed,
-        "cost": known,
-        "share": None if known is None else ratio(known, whole.cost),
-        "uncached": one.uncached,
-        "cached": one.cached,
-        "output": one.output,
-        "priced_tokens": one.costed_tokens,
-        "cache_share": ratio(one.cached, one.uncached + one.cached),
-        "per_request": _per(known, one.costed),
-        "per_mtok": _per(known, one.costed_tokens, 1_000_000),
-        "tps": one.speed_tokens / one.speed_s if one.speed_s else None,
-        "ttft_p50": one.ttft_p50,
-        "ttft_p95": one.ttft_p95,
-        **{f"waste_{why}": None if known is None else cost for why, cost in one.waste.items()},
-        "waste": None if known is None else waste,
-        "waste_share": ratio(waste, one.cost),
-        "weighed": one.weighed,
-        "estimated": one.estimated,
-        "estimated_share": ratio(one.estimated, one.weighed),
-        "unpriced": one.unpriced,
-    }
-    if previous is not None:
-        was = _known(previous)
-        figures["previous"] = was
-        figures["change"] = None if known is None or was is None else ratio(known - was, was)
-    return figures
-
-
-def _known(one: Sums) -> int | None:
-    """The cost; None where something was used and no price of any of it is known."""
-    return None if one.unpriced and not one.costed else one.cost
-
-
-def _per(nano: int | None, count: int, times: int = 1) -> Decimal | None:
-    of = ratio(nano, count)
-    return None if of is None else of * times / 1_000_000_000
-
-
-def _cards(definition: Definition, whole: Sums, before: Sums) -> Sequence[Card]:
-    figures = _figures(whole, whole, before)
-    change = shown(figures["change"], "change")
-    note = f"{change} on {money(before.cost)} before" if definition.compare else ""
-    waste, known = sum(whole.waste.values()), _known(whole)
-    tokens = whole.uncached + whole.cached + whole.output
+def _cards(definition: Definition, whole: Sums, before: Sums, has: Shape) -> Sequence[Card]:
+    made = figures(whole, whole, before, has)
+    was = standing(before)
+    change = shown(made["change"], "change")
+    note = f"{change} on {shown(was, 'usd')} before" if definition.compare else ""
+    if has.currency:
+        note = f"{shown(made['local'], 'local')} {has.currency}; {note}".removesuffix("; ")
+    if whole.correction:
+        note = f"{money(whole.cost)} booked, {money(whole.correction)} corrected"
+    tokens = made["uncached"] + made["cached"] + made["cache_write"] + made["output"]
+    tokens += made["other_input"] + made["other_output"]
     return (
-        Card(label="Spend", figure=shown(known, "usd"), note=note),
+        Card(label="Spend", figure=shown(standing(whole), "usd"), note=note),
         Card(
             label="Attempts" if definition.of_attempts else "Requests",
             figure=f"{whole.rows:,}",
-            note=f"{shown(figures['per_request'], 'unit')} each",
+            note=f"{shown(made['per_request'], 'unit')} each",
         ),
         Card(
             label="Tokens",
             figure=_short(tokens),
-            note=f"{shown(figures['cache_share'], 'share')} of input from cache",
+            note=f"{shown(made['cache_share'], 'share')} of input from cache",
         ),
         Card(
             label="$ per million tokens",
-            figure=shown(figures["per_mtok"], "unit"),
-            note=f"TTFT p95 {shown(whole.ttft_p95, 'ms')}",
+            figure=shown(made["per_mtok"], "unit"),
+            note=f"input {shown(made['per_minput'], 'unit')},"
+            f" output {shown(made['per_moutput'], 'unit')}",
         ),
         Card(
             label="Waste",
-            figure=money(waste),
-            note=f"{shown(figures['waste_share'], 'share')} of cost",
+            figure=money(sum(whole.waste.values())),
+            note=f"{shown(made['waste_share'], 'share')} of cost",
         ),
     )
 
@@ -354,24 +248,36 @@ def _short(count: int) -> str:
     return str(count)
 
 
-def _remarks(whole: Sums, digested: int) -> list[str]:
+def _remarks(whole: Sums, found: Added) -> list[str]:
     """What a reader must know before trusting the figures."""
-    found = []
+    told = []
     if not whole.rows:
-        found.append("Nothing was recorded in this period with these filters: the report is empty.")
-    if whole.unpriced:
-        found.append(
-            f"{whole.unpriced:,} rows were used without a known price. They are in no sum, so the"
-            " true cost is higher; add their prices to the price book."
+        told.append("Nothing was recorded in this period with these filters: the report is empty.")
+    if left := whole.unpriced - whole.resolved:
+        told.append(
+            f"{left:,} rows were used without a known price. They are in no sum, so the true cost"
+            " is higher; `weighbridge report quality` says which prices are missing."
         )
-    if digested != whole.rows:
-        found.append(
-            f"Rows arrived while this was added up: the digest is of {digested:,}, the sums are of"
-            f" {whole.rows:,}. End the period a minute ago and run it again."
+    if whole.correction or found.runs:
+        told.append(
+            f"Rating runs {', '.join(map(str, found.runs))} corrected {money(whole.cost)} by"
+            f" {money(whole.correction)}."
         )
-    elif whole.attempt_cost != whole.cost:
-        found.append(
+    if whole.split.unsplit:
+        told.append(
+            f"{money(whole.split.unsplit)} could not be split into input and output: the prices"
+            " these rows name are not in the price book's history. $/M input and output are"
+            " without them."
+        )
+    if found.interpolated and whole.ttft_p50 is not None:
+        why = "rows are gone" if whole.rows <= EXACT_ROWS_MAX else f"over {EXACT_ROWS_MAX:,} rows"
+        told.append(
+            f"Times to first token are from the hours' histogram ({why}): off by at most"
+            f" {ERROR_MAX:.1%}."
+        )
+    if whole.attempt_cost != whole.cost:
+        told.append(
             f"Requests add up to {money(whole.cost)}, attempts to {money(whole.attempt_cost)}:"
             " the ledger contradicts itself. Run `weighbridge audit`."
         )
-    return found
+    return told

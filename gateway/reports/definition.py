@@ -18,10 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from gateway.domain.money import Meter
+
 BY_MAX = 3
-OF_ATTEMPTS = ("backend", "kind", "model")  # what only an attempt knows
+OF_ATTEMPTS = ("backend", "kind", "model", "service_tier", "meter")  # what only an attempt knows
 OF_TIME = ("day", "hour")
-OF_REQUESTS = ("alias", "key", "route", "outcome", "answered_by", "shadow")
+OF_REQUESTS = ("alias", "key", "route", "policy", "outcome", "answered_by", "shadow")
+METER = "meter"  # not a property of a row: an attempt is in the lines of all that it metered
 TAGS = ("team", "app")  # tags that need no proof: everybody has them in mind
 NAMES = (*TAGS, *OF_REQUESTS, *OF_ATTEMPTS, *OF_TIME)
 
@@ -104,7 +107,8 @@ class Definition:
     """One report, whole: with the rows it defines the figures.
 
     `where` are pairs of a name and its value, "" for none; all must hold, of one name any. `kinds`
-    says of what kind a backend is.
+    says of what kind a backend is. Rating runs count up to number `run`, all of them without one.
+    `currency` is shown beside dollars; `attempts` are listed even where nothing else says so.
     """
 
     report: str
@@ -113,11 +117,18 @@ class Definition:
     where: tuple[tuple[str, str], ...] = ()
     compare: bool = True
     kinds: Mapping[str, str] = field(default_factory=dict)
+    run: int | None = None
+    currency: str = ""
+    attempts: bool = False
 
     @property
     def of_attempts(self) -> bool:
-        """Attempts are added up, not requests."""
-        return any(name in OF_ATTEMPTS for name in (*self.by, *(name for name, _ in self.where)))
+        """Attempts are added up, not requests: asked for, or named by a group or a filter."""
+        return self.attempts or any(name in OF_ATTEMPTS for name in (*self.by, *self._filtered))
+
+    @property
+    def _filtered(self) -> list[str]:
+        return [name for name, _ in self.where]
 
     @property
     def only_shadow(self) -> bool:
@@ -126,9 +137,10 @@ class Definition:
 
     @property
     def canonical(self) -> bytes:
-        """What the digest covers besides the rows: all that the figures depend on."""
+        """What the digest covers besides the rows and their corrections: all that the figures
+        depend on."""
         said: dict[str, Any] = {
-            "version": 1,
+            "version": 2,
             "report": self.report,
             "since_us": self.period.since_us,
             "until_us": self.period.until_us,
@@ -137,7 +149,7 @@ class Definition:
             "where": sorted(set(self.where)),
             "compare": self.compare,
         }
-        if "kind" in (*self.by, *(name for name, _ in self.where)):
+        if "kind" in (*self.by, *self._filtered):
             said["kinds"] = dict(sorted(self.kinds.items()))
         return json.dumps(said, sort_keys=True, ensure_ascii=False).encode()
 
@@ -149,6 +161,8 @@ class Definition:
             "since": iso(self.period.since_us, self.period.zone),
             "until": iso(self.period.until_us, self.period.zone),
             "zone": self.period.zone,
+            "run": [] if self.run is None else str(self.run),
+            "currency": self.currency if report is None and self.currency else [],
         } | changed
         words = ["weighbridge", "report", report or self.report]
         for option, value in options.items():
@@ -156,6 +170,9 @@ class Definition:
                 words += [f"--{option}", one]
         if report is None and self.report == "cost" and not self.compare:
             words.append("--no-compare")
+        named = {one.partition("=")[0] for one in options["where"]}
+        if (report or self.report) == "rows" and self.of_attempts and not named & {*OF_ATTEMPTS}:
+            words.append("--attempts")
         return shlex.join(words)
 
     def digest(self, rows_digest: str) -> str:
@@ -222,6 +239,10 @@ def filters(asked: Sequence[str], tags: Iterable[str] = ()) -> tuple[tuple[str, 
         key = name(key, tags, "--where")
         if key in OF_TIME:
             raise Unusable(f"--where {one}: say it by --since and --until")
+        if key == METER and value not in set(Meter):
+            near = difflib.get_close_matches(value, [*Meter], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(Meter)}"
+            raise Unusable(f"--where {one}: no such meter; {hint}")
         if key == "shadow" and value not in {"yes", "no"}:
             raise Unusable(f"--where {one}: shadow is yes or no")
         found.append((key, value))
@@ -267,6 +288,11 @@ def iso(us: int, zone: str) -> str:
 def day(number: int) -> str:
     """A local day counted from 1970-01-01."""
     return (dt.date(1970, 1, 1) + dt.timedelta(days=number)).isoformat()
+
+
+def end_day(period: Period) -> dt.date:
+    """The last day that has a part in the period."""
+    return _wall(period.until_us - 1, period.zone).date()
 
 
 def _shown_offset(at: dt.datetime) -> str:

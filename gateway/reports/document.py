@@ -1,8 +1,9 @@
 """A report as it is shown, whatever the format: a table, charts, remarks and a foot. Pure.
 
 Values are typed by their column's kind and not yet text: `usd` integer nano-USD, `unit` (dollars
-per something) and `share` Decimal, `count` integer, `ms` and `tps` float. None is "there is none",
-except in `usd` where it is "not known"; it is never written as 0. "" is an empty cell.
+per something), `local` (another currency) and `share` Decimal, `count` integer, `ms` and `tps`
+float. None is "there is none",
+except in `usd` and `local` where it is "not known"; it is never written as 0. "" is an empty cell.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, Literal
 
 from gateway.domain.money import NANO_PER_USD, usd
 
-Kind = Literal["text", "count", "usd", "unit", "share", "change", "ms", "tps", "command"]
+Kind = Literal["text", "count", "usd", "local", "unit", "share", "change", "ms", "tps", "command"]
+MONEY = ("usd", "local")
 UNPRICED = "unpriced"
 
 
@@ -42,9 +44,12 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
+    """`title` is for those after the first, which the document's title heads."""
+
     columns: Sequence[Column]
     rows: Sequence[Row]
     total: Row | None = None
+    title: str = ""
 
     @property
     def sections(self) -> list[str]:
@@ -86,7 +91,8 @@ class Card:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """`name` says which report; `foot` how to run it again, `json_foot` the same for machines."""
+    """`name` says which report; `foot` how to run it again, `json_foot` the same for machines;
+    `more` tables beside the one that is the report."""
 
     name: str
     title: str
@@ -98,6 +104,7 @@ class Document:
     charts: Sequence[Chart] = ()
     remarks: Sequence[str] = ()
     notes: Sequence[str] = field(default_factory=tuple)
+    more: Sequence[Table] = ()
 
 
 # --- values as text -------------------------------------------------------------------------------
@@ -108,12 +115,14 @@ def shown(value: Any, kind: Kind) -> str:
     if value == "":
         return ""
     if value is None:
-        return UNPRICED if kind == "usd" else "–"
+        return UNPRICED if kind in MONEY else "–"
     match kind:
         case "count":
             return f"{value:,}"
         case "usd":
             return money(value)
+        case "local":
+            return f"{value:,.{2 if abs(value) >= 1 or not value else 4}f}"
         case "unit":
             return f"${value:,.{2 if value >= 1 else 4 if value >= Decimal('0.01') else 6}f}"
         case "share":
@@ -143,13 +152,18 @@ def exact(value: Any, kind: Kind) -> Any:
     match kind:
         case "usd":
             return usd(value)
-        case "unit":
+        case "unit" | "local":
             return f"{value:.12f}".rstrip("0").rstrip(".")
         case "share" | "change":
             return f"{value:.6f}"
         case "ms" | "tps":
             return round(value, 3)
     return value
+
+
+def local(nano: int | None, per_usd: Decimal) -> Decimal | None:
+    """An amount in another currency, exact."""
+    return None if nano is None else Decimal(nano) * per_usd / NANO_PER_USD
 
 
 def ratio(above: int | None, below: int | None) -> Decimal | None:

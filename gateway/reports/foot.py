@@ -1,19 +1,31 @@
-"""A report's foot: what it is of, and how it can be run again to the same digest."""
+"""A report's foot: what it is of, and how it can be run again to the same digest.
+
+The digest is SHA-256 over the definition, the rows and what corrected them. Rows go in as sums: the
+four 32-bit words that SHA-256 over a row's line (start, id, attempt, cost) begins with, added up.
+Sums do not depend on order, and the roll-ups hold them, so nobody has to read the rows.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from struct import unpack_from
 from typing import Any
 
-from gateway.ledger.store import Store
-from gateway.reports import sums
-from gateway.reports.definition import Definition, iso, moment
-from gateway.reports.sums import Occurring
+import sqlalchemy as sa
+
+from gateway.ledger.store import attempts, requests, versions
+from gateway.reports import corrected, sums
+from gateway.reports.definition import OF_TIME, Definition, iso, moment
+from gateway.reports.spans import spans
+from gateway.reports.sums import Added
+from gateway.reports.traffic import View, conditions, joined
 
 DIGEST_CHARS_MIN = 12
-ROUNDS_MAX = 4  # of a report that rows arrive under
+_RATES_SHOWN_MAX = 12
+_PAGE_ROWS = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,20 +38,70 @@ class Foot:
     rows: int
 
 
-async def digest(store: Store, definition: Definition) -> tuple[str, int]:
+async def digest(view: View, definition: Definition) -> tuple[str, int]:
     """The report's digest over its definition and its rows, and how many rows there are."""
-    rows, count = await sums.rows_digest(store, definition)
-    return definition.digest(rows), count
+    alone = replace(definition, by=(), attempts=definition.of_attempts)
+    found = await sums.added(view, alone, definition.period, ())
+    return await _digest(view, definition, found, ())
 
 
-async def foot(store: Store, definition: Definition, *, now: dt.datetime) -> Foot:
-    """The foot. Raises StoreUnavailable."""
-    found, count = await digest(store, definition)
-    occurring = await sums.occurring(store, definition)
+async def _digest(
+    view: View, definition: Definition, added: Added, by: Sequence[str]
+) -> tuple[str, int]:
+    """From sums by `by`."""
+    whole = added.total()
+    words = list(added.words)
+    for line in await _lines(view, definition, by):
+        for n, word in enumerate(unpack_from(">4I", hashlib.sha256(line.encode()).digest())):
+            words[n] += word
+    said = [*words, whole.rows]
+    if added.runs:
+        said += [whole.correction, whole.priced, whole.resolved]
+    rows = hashlib.sha256(" ".join(map(str, said)).encode()).hexdigest()
+    return definition.digest(rows), whole.rows
+
+
+async def _lines(view: View, definition: Definition, by: Sequence[str]) -> list[str]:
+    """Of the rows that the sums took one by one: start, id, attempt and cost, `-` where that is
+    not known (`ledger.hours`)."""
+    number: Any = attempts.c.number if definition.of_attempts else sa.literal(0)
+    cost = (attempts if definition.of_attempts else requests).c.cost_nano_usd
+    found: list[str] = []
+    parts = spans(definition.period, [name for name in OF_TIME if name in by]).parts
+    for since_us, until_us in parts:
+        period = replace(definition.period, since_us=since_us, until_us=until_us)
+        at = requests.c.started_at_us.label("at")
+        query = sa.select(at, requests.c.id, number.label("n"), cost.label("cost"))
+        rows = query.select_from(joined(definition)).where(*conditions(definition, period))
+        for row in await view.select(rows):
+            known = "-" if row["cost"] is None else row["cost"]
+            found.append(f"{row['at']} {row['id']} {row['n']} {known}")
+    return found
+
+
+async def foot(
+    view: View,
+    definition: Definition,
+    added: Added,
+    *,
+    now: dt.datetime,
+    by: Sequence[str] | None = None,
+    display: tuple[str, str] | None = None,
+) -> Foot:
+    """The foot of a report that added up that, by `by` or the definition's groups.
+
+    `display` are a line's name and text on the currency shown. Raises StoreUnavailable.
+    """
+    by = definition.by if by is None else by
+    found, count = await _digest(view, definition, added, by)
+    force = await _in_force(view, definition)
+    notes = await corrected.run_notes(view, added.runs) if added.runs else []
+    gone_us = await sums.rows_since(view)
     period = definition.period
     before = period.previous() if definition.compare else None
     where = ", ".join(f"{name}={value or '(none)'}" for name, value in definition.where) or "none"
     rows = "attempts" if definition.of_attempts else "requests"
+    again = replace(definition, run=max(added.runs)) if added.runs else definition
     lines = [
         (
             "Period",
@@ -48,17 +110,46 @@ async def foot(store: Store, definition: Definition, *, now: dt.datetime) -> Foo
         *([("Compared with", str(before))] if before else []),
         ("Time zone", period.zone),
         ("Filters", where),
-        ("Policies", _policies(occurring, period.zone)),
-        ("Prices", ", ".join(f"{rates} ({n:,})" for rates, n in occurring.rates) or "none"),
+        ("Policies", _policies(force, added, period.zone)),
+        ("Prices", _rates(added)),
+        *([("Rating runs", _runs(notes, period.zone))] if notes else []),
+        *([display] if display else []),
         ("Rows counted", f"{count:,} {rows}"),
+        *([("Rows kept", _kept(gone_us, period.zone))] if _gone(gone_us, definition) else []),
         ("Generated", moment(int(now.timestamp()) * 1_000_000, period.zone)),
         ("Digest", found),
-        ("Run again", f"{definition.command()} --verify {found[:DIGEST_CHARS_MIN]}"),
+        ("Run again", f"{again.command()} --verify {found[:DIGEST_CHARS_MIN]}"),
     ]
+    return Foot(
+        lines=lines,
+        json=_machine(definition, again, added, force, notes, now)
+        | {
+            "rows": count,
+            "rows_of": rows,
+            "rows_kept_since": iso(gone_us, period.zone)
+            if gone_us is not None and _gone(gone_us, definition)
+            else None,
+            "digest": found,
+        },
+        digest=found,
+        rows=count,
+    )
+
+
+def _machine(
+    definition: Definition,
+    again: Definition,
+    added: Added,
+    force: Sequence[Mapping[str, Any]],
+    notes: Sequence[Mapping[str, Any]],
+    now: dt.datetime,
+) -> dict[str, Any]:
+    period = definition.period
+    before = period.previous() if definition.compare else None
     numbers: dict[str | None, list[int]] = {}
-    for version in occurring.versions:
+    for version in force:
         numbers.setdefault(version["digest"], []).append(version["number"])
-    machine = {
+    return {
         "since": iso(period.since_us, period.zone),
         "until": iso(period.until_us, period.zone),
         "unfinished": period.unfinished,
@@ -71,8 +162,8 @@ async def foot(store: Store, definition: Definition, *, now: dt.datetime) -> Foo
         "by": list(definition.by),
         "where": [f"{name}={value}" for name, value in definition.where],
         "policies": [
-            {"policy": policy, "digest": of, "versions": numbers.get(of, []), "requests": n}
-            for policy, of, n in occurring.policies
+            {"policy": policy, "digest": of, "versions": numbers.get(of, []), "rows": n}
+            for (policy, of), n in _ranked(added)
         ],
         "policy_versions": [
             {
@@ -81,29 +172,68 @@ async def foot(store: Store, definition: Definition, *, now: dt.datetime) -> Foo
                 "digest": version["digest"],
                 "applied_at": iso(version["applied_at_us"], period.zone),
             }
-            for version in occurring.versions
+            for version in force
         ],
-        "prices": [{"rates_id": rates, "attempts": n} for rates, n in occurring.rates],
-        "rows": count,
-        "rows_of": rows,
+        "prices": [{"rates_id": name, "attempts": n} for name, n in sorted(added.rates.items())],
+        "rating_runs": [{**run, "made_at": iso(run["made_at_us"], period.zone)} for run in notes],
         "generated_at": iso(int(now.timestamp()) * 1_000_000, period.zone),
-        "digest": found,
-        "run_again": definition.command(),
+        "run_again": again.command(),
     }
-    return Foot(lines=lines, json=machine, digest=found, rows=count)
 
 
-def _policies(occurring: Occurring, zone: str) -> str:
+async def _in_force(view: View, definition: Definition) -> list[dict[str, Any]]:
+    """The policy versions of the period."""
+    v, period = versions.c, definition.period
+    first = (
+        sa.select(sa.func.max(v.number)).where(v.applied_at_us <= period.since_us).scalar_subquery()
+    )
+    return await view.select(
+        sa.select(v.number, v.policy, v.digest, v.applied_at_us)
+        .where(v.applied_at_us < period.until_us, v.number >= sa.func.coalesce(first, 0))
+        .order_by(v.number)
+    )
+
+
+def _ranked(added: Added) -> list[tuple[tuple[str | None, str | None], int]]:
+    return sorted(added.policies.items(), key=lambda item: (-item[1], str(item[0])))
+
+
+def _policies(force: Sequence[Mapping[str, Any]], added: Added, zone: str) -> str:
     """Versions in force, and what decided the rows where no version says so."""
     said = [
         f"version {v['number']} ({v['policy']}@{v['digest'][:12]}, from"
         f" {moment(v['applied_at_us'], zone)})"
-        for v in occurring.versions
+        for v in force
     ]
-    known = {version["digest"] for version in occurring.versions}
+    known = {version["digest"] for version in force}
     said += [
         f"{policy or 'none'}@{of[:12]} ({n:,})" if of else f"undecided ({n:,})"
-        for policy, of, n in occurring.policies
+        for (policy, of), n in _ranked(added)
         if of not in known
     ]
     return ", ".join(said) or "none"
+
+
+def _rates(added: Added) -> str:
+    ranked = sorted(added.rates.items(), key=lambda item: (-item[1], item[0]))
+    said = [f"{rates} ({n:,})" for rates, n in ranked[:_RATES_SHOWN_MAX]]
+    left = len(ranked) - len(said)
+    return ", ".join(said + ([f"and {left} more (in the JSON)"] if left else [])) or "none"
+
+
+def _runs(notes: Sequence[Mapping[str, Any]], zone: str) -> str:
+    return ", ".join(
+        f"{run['number']} ({run['author']}, {moment(run['made_at_us'], zone)}"
+        + (f": {run['note']})" if run["note"] else ")")
+        for run in notes
+    )
+
+
+def _gone(gone_us: int | None, definition: Definition) -> bool:
+    """Whether rows of this report are gone."""
+    return gone_us is not None and gone_us > definition.period.since_us
+
+
+def _kept(gone_us: int | None, zone: str) -> str:
+    assert gone_us is not None
+    return f"from {moment(gone_us, zone)} on; of the time before there are sums by hour, no rows"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.reports.definition import OF_TIME, Definition
+from gateway.reports.definition import METER, OF_TIME, Definition
 from gateway.reports.document import Chart, Row, Series, Table
 
 BARS_MAX = 12
@@ -19,19 +19,29 @@ WASTE = {
     "abandoned": "client left",
     "midstream": "broken streams",
 }
-_TOKENS = {"uncached": "input", "cached": "cached input", "output": "output"}
+_TOKENS = {
+    "uncached": "input",
+    "cached": "cached input",
+    "cache_write": "cache writes",
+    "other_input": "other input",
+    "output": "output",
+    "other_output": "other output",
+}
 
 
-def of_cost(definition: Definition, table: Table) -> list[Chart]:
-    """Cost over time where that was asked for, else by group, tokens, and waste if there is any."""
+def of_cost(definition: Definition, table: Table, spent: str = "cost") -> list[Chart]:
+    """Cost over time where that was asked for, else by group, tokens, and waste if there is any.
+
+    `spent` is the column that says the cost.
+    """
     times = [name for name in definition.by if name in OF_TIME]
     if times:
         at = times[-1]
         others = [name for name in definition.by if name not in OF_TIME]
-        return [_over_time(table.rows, at, others)]
-    charts = [
-        _bars(table.rows, definition, f"Cost by {_said(definition)}", {"cost": "cost"}, "usd")
-    ]
+        return [_over_time(table.rows, at, others, spent)]
+    charts = [_bars(table.rows, definition, f"Cost by {_said(definition)}", {spent: "cost"}, "usd")]
+    if METER in definition.by:
+        return charts
     charts.append(_bars(table.rows, definition, "Tokens", _TOKENS, "tokens"))
     if any(row["waste"] for row in table.rows):
         waste = {f"waste_{why}": name for why, name in WASTE.items()}
@@ -71,12 +81,12 @@ def _bars(
     )
 
 
-def _over_time(rows: Sequence[Row], at: str, others: Sequence[str]) -> Chart:
+def _over_time(rows: Sequence[Row], at: str, others: Sequence[str], spent: str) -> Chart:
     """One upright bar per day or hour, its parts the other groups; the dearest by name."""
     sums: dict[str, int] = {}
     for row in rows:
         name = _part(row, others)
-        sums[name] = sums.get(name, 0) + (row["cost"] or 0)
+        sums[name] = sums.get(name, 0) + (row[spent] or 0)
     named = sorted(sums, key=lambda name: -sums[name])
     if len(named) > PARTS_MAX:
         named = [*named[: PARTS_MAX - 1], REST]
@@ -86,7 +96,7 @@ def _over_time(rows: Sequence[Row], at: str, others: Sequence[str]) -> Chart:
     for row in rows:
         if row[at] in cut:
             name = _part(row, others)
-            values[name if name in values else REST][row[at]] += row["cost"] or 0
+            values[name if name in values else REST][row[at]] += row[spent] or 0
     left_out = f" (the last {TIMES_MAX} of {len(times)})" if len(times) > len(cut) else ""
     return Chart(
         title=f"Cost by {at}{left_out}",

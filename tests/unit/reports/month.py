@@ -4,26 +4,63 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from gateway.attempt import add_up
+from gateway.domain.catalog import Target
+from gateway.domain.money import Meter, Unpriced
 from gateway.domain.outcome import AttemptRecord, Outcome, RequestRecord
+from gateway.domain.rating import charge, metered
+from gateway.ledger import known_prices
 from gateway.ledger.flusher import Flusher
 from gateway.ledger.journal import Journal
+from gateway.ledger.prices import PriceBook
 from gateway.ledger.store import Store
 
 NOVEMBER_US = 1_793_491_200_000_000  # 2026-11-01T00:00Z
 DAY_US = 86_400_000_000
 MONTH_US = 30 * DAY_US
 
-# (backend, model, nano-USD per token of input, cached input, output); None: no price is known
+# (backend, model); the last has no price
 TARGETS = (
-    ("openai", "gpt-4.1-mini", (400, 100, 1_600)),
-    ("openai", "gpt-4.1", (2_000, 500, 8_000)),
-    ("fireworks", "llama-70b", (900, 900, 900)),
-    ("own-cluster", "llama-70b", (310, 40, 620)),
-    ("newcomer", "model-x", None),
+    ("openai", "gpt-4.1-mini"),
+    ("openai", "gpt-4.1"),
+    ("fireworks", "llama-70b"),
+    ("own-cluster", "llama-70b"),
+    ("newcomer", "model-x"),
 )
+
+
+def _row(backend: str, model: str, since: str = "2026-10-01", **more) -> dict:
+    said = {"from": since, "source": "a test", "read_on": "2026-10-01"}
+    return {"backend": backend, "model": model, **said, **more}
+
+
+def _prices(uncached: str, cached: str, output: str, **more: str) -> dict[str, str]:
+    named = {"input_usd_per_mtok": uncached, "cached_input_usd_per_mtok": cached}
+    return named | {"output_usd_per_mtok": output} | more
+
+
+BOOK_ROWS = (
+    _row(
+        "openai", "gpt-4.1-mini", **_prices("0.40", "0.10", "1.60", usd_per_1k_searches="10"),
+        when=[{"service_tier": "flex",
+               **_prices("0.20", "0.05", "0.80", usd_per_1k_searches="10")}],
+    ),
+    _row("openai", "gpt-4.1", **_prices("2", "0.50", "8", cache_write_5m_usd_per_mtok="2.5")),
+    _row(
+        "fireworks", "llama-70b", **_prices("0.90", "0.90", "0.90"),
+        long_prompts=[{"above_prompt_tokens": 5_000, **_prices("1.1", "1.1", "1.3")}],
+    ),
+    _row("own-cluster", "llama-70b", **_prices("0.3101234", "0.04", "0.62")),
+)  # fmt: skip
+LATER_ROWS = (  # what is stated when it is too late: rating again corrects by it
+    _row("newcomer", "model-x", **_prices("1", "0.25", "3")),
+    _row("own-cluster", "llama-70b", "2026-11-10", **_prices("0.28", "0.03", "0.70")),
+)
+BOOK = PriceBook.of(BOOK_ROWS)
+LATER = PriceBook.of((*BOOK_ROWS, *LATER_ROWS))
 TEAMS = ("search", "support", "legal", "ads", None)
 KEYS = {"search": "a" * 12, "support": "b" * 12, "legal": "c" * 12, "ads": "d" * 12, None: "e" * 12}
 
@@ -82,7 +119,7 @@ def _request(rng: random.Random, name: str, started_us: int) -> RequestRecord:
 
 
 def _attempt(rng: random.Random, number: int, started_us: int) -> AttemptRecord:
-    backend, model, price = rng.choices(TARGETS, (40, 8, 20, 31, 1))[0]
+    backend, model = rng.choices(TARGETS, (40, 8, 20, 31, 1))[0]
     outcome = rng.choices(
         [Outcome.OK, Outcome.FAILED, Outcome.HEDGE_LOST, Outcome.CANCELLED,
          Outcome.FAILED_MIDSTREAM, Outcome.INTERRUPTED],
@@ -104,11 +141,30 @@ def _attempt(rng: random.Random, number: int, started_us: int) -> AttemptRecord:
     made.usage_source = "estimated" if outcome is not Outcome.OK else "reported"
     made.ttft_us = rng.randrange(80_000, 1_500_000)
     made.duration_us = made.ttft_us + made.output_tokens * rng.randrange(9_000, 30_000)
-    if price is not None:
-        made.rates_id = f"{backend}/{model}@2026-10-01"
-        counts = (made.uncached_tokens, made.cached_tokens, made.output_tokens)
-        made.cost_nano_usd = sum(a * b for a, b in zip(price, counts, strict=True))
+    made.reasoning_tokens = rng.randrange(made.output_tokens) if model == "gpt-4.1" else 0
+    if model.startswith("gpt-4.1") and rng.random() < 0.3:
+        others = {Meter.SEARCH_CALL: 2} if "mini" in model else {Meter.CACHE_WRITE_5M: 1_500}
+        made.other_meters = {meter.value: count for meter, count in others.items()}
+    if model == "gpt-4.1-mini" and rng.random() < 0.2:
+        made.service_tier = rng.choice(("flex", "priority"))  # the second has no price
+    rated(made, BOOK)
     return made
+
+
+def rated(made: AttemptRecord, book: PriceBook) -> None:
+    """Its cost by the book, as dispatch would have had it."""
+    rates = book.rates(Target(made.backend, made.model), made.started_at_us)
+    if rates is None:
+        return
+    usage = metered({name: getattr(made, name) for name in made.__slots__})
+    with suppress(Unpriced):
+        made.rates_id, made.cost_nano_usd = charge(rates, usage)
+
+
+async def stated(store: Store, book: PriceBook = BOOK) -> None:
+    """The prices, as a version would have stated them."""
+    async with store.turn() as connection:
+        await known_prices.recorder(book, author="a test", digest="d" * 64)(connection)
 
 
 async def written(store: Store, folder: Path, records: Iterator[RequestRecord]) -> None:

@@ -15,13 +15,12 @@ import pytest
 from gateway.domain.outcome import Outcome, RequestRecord
 from gateway.ledger.store import Store
 from gateway.reports import definition as d
-from gateway.reports import sums
 from gateway.reports.cost import cost
 from gateway.reports.foot import digest
 from gateway.reports.quality import quality
 from gateway.reports.rows import page, pages
 from tests.unit.ledger.records import attempt, request
-from tests.unit.reports.month import MONTH_US, NOVEMBER_US, month, written
+from tests.unit.reports.month import MONTH_US, NOVEMBER_US, month, stated, written
 
 pytestmark = pytest.mark.xdist_group("reports")
 
@@ -53,6 +52,7 @@ def records() -> list[RequestRecord]:
 
 @pytest.fixture
 async def filled(store, records, tmp_path):
+    await stated(store)
     await written(store, tmp_path / "journal", iter(records))
     return store
 
@@ -116,20 +116,25 @@ async def test_every_line_drills_down_to_rows_that_add_up_to_it(filled):
         report = await cost(filled, replace(ALL, by=by), now=NOW)
         for line in report.table.rows[:12] + report.table.rows[-1:]:
             definition = _parsed(line["drill_down"])
-            found = [row async for some in pages(filled, definition) for row in some]
+            found = [row async for some in pages(filled, definition) for row in some.rows]
             assert len(found) == line["requests"]
             assert sum(row["cost"] or 0 for row in found) == (line["cost"] or 0)
 
 
 def _parsed(command: str) -> d.Definition:
-    words = shlex.split(command)[3:]
-    options = {name: [] for name in ("--where", "--since", "--until", "--zone")}
+    words = [word for word in shlex.split(command)[3:] if word != "--attempts"]
+    options = {name: [] for name in ("--where", "--since", "--until", "--zone", "--run")}
     for name, value in zip(words[::2], words[1::2], strict=True):
         options[name].append(value)
     (since,), (until,), (zone,) = (options[n] for n in ("--since", "--until", "--zone"))
     period = d.period(now=NOW, zone=zone, since=since, until=until)
     return d.Definition(
-        report="rows", period=period, where=d.filters(options["--where"]), kinds=KINDS
+        report="rows",
+        period=period,
+        where=d.filters(options["--where"]),
+        kinds=KINDS,
+        attempts="--attempts" in command,
+        run=int(options["--run"][0]) if options["--run"] else None,
     )
 
 
@@ -190,27 +195,45 @@ async def test_a_ledger_that_contradicts_itself_is_said_so(store):
     assert "contradicts itself" in report.remarks[-1]
 
 
-async def test_the_digest_is_of_the_rows_whatever_the_pages_and_the_database(filled, records):
-    for by in ((), ("backend",)):
-        one = replace(ALL, by=by)
-        whole, count = await sums.rows_digest(filled, one)
-        assert (whole, count) == await sums.rows_digest(filled, one, page_rows=7)
-        assert count == (sum(len(r.attempts) for r in records) if by else len(records))
-    lines = [f"{r.started_at_us} {r.id} 0 {_dash(r.cost_nano_usd)}\n" for r in records]
-    rows = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
-    assert (await digest(filled, ALL))[0] == ALL.digest(rows)
-    await filled.append([_line(request("one-more", started_at_us=NOVEMBER_US + 1))])
-    assert (await digest(filled, ALL))[0] != ALL.digest(rows)
+async def test_the_digest_is_of_the_rows_wherever_they_are_read(filled, records):
+    """From the roll-ups, with ends inside of hours, with days that cut hours: always the rows."""
+    end = NOVEMBER_US + MONTH_US
+    for since, until, zone in (
+        (NOVEMBER_US, end, ZONE),
+        (NOVEMBER_US + 1_800_000_001, end - 7, "Asia/Kolkata"),
+        (NOVEMBER_US + 5, NOVEMBER_US + 900_000_000, "UTC"),
+    ):
+        period = d.Period(since_us=since, until_us=until, zone=zone)
+        for by in ((), ("day",), ("backend", "day")):
+            one = replace(ALL, period=period, by=by)
+            of = [r for r in records if since <= r.started_at_us < until]
+            lines = [f"{r.started_at_us} {r.id} 0 {_dash(r.cost_nano_usd)}" for r in of]
+            if by and by[0] == "backend":
+                lines = [
+                    f"{r.started_at_us} {r.id} {a.number} {_dash(a.cost_nano_usd)}"
+                    for r in of
+                    for a in r.attempts
+                ]
+            words = [0, 0, 0, 0]
+            for line in lines:
+                found = hashlib.sha256(line.encode()).digest()
+                for n in range(4):
+                    words[n] += int.from_bytes(found[4 * n : 4 * n + 4], "big")
+            text = " ".join(map(str, [*words, len(lines)]))
+            wanted = one.digest(hashlib.sha256(text.encode()).hexdigest())
+            assert await digest(filled, one) == (wanted, len(lines))
+            report = await cost(filled, one, now=NOW)
+            assert report.json_foot["digest"] == wanted
 
 
 def _dash(cost: int | None) -> str:
     return "-" if cost is None else str(cost)
 
 
-async def test_rows_of_one_instant_are_in_the_digest_once(store):
-    await store.append([_line(request(n, started_at_us=NOVEMBER_US)) for n in "bAca-d"])
-    assert await sums.rows_digest(store, ALL, page_rows=2) == await sums.rows_digest(store, ALL)
-    assert (await sums.rows_digest(store, ALL, page_rows=2))[1] == 6
+async def test_one_more_row_is_another_digest(filled):
+    before = await digest(filled, ALL)
+    await filled.append([_line(request("one-more", started_at_us=NOVEMBER_US + 1))])
+    assert (await digest(filled, ALL))[0] != before[0]
 
 
 async def test_an_empty_period_is_an_empty_report_that_says_so(store):
