@@ -87,7 +87,7 @@ class Shipped:
         files = sorted((folder / "prices").glob("*.yaml"))
         return cls(
             _yaml(folder / "catalog.yaml"),
-            tuple(row for file in files for row in _yaml(file)["prices"]),
+            tuple(row for file in files for row in _yaml(file).get("prices", ())),
         )
 
     def entry(self, backend: str) -> Entry:

@@ -53,7 +53,7 @@ def known_prices(home: Path) -> list[Row]:
     """The price rows of earlier demos in this folder."""
     path = _prices_file(home)
     rows: list[Row] = (
-        yaml.safe_load(path.read_text(encoding="utf-8"))["prices"] if path.exists() else []
+        yaml.safe_load(path.read_text(encoding="utf-8")).get("prices", []) if path.exists() else []
     )
     return rows
 

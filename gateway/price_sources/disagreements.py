@@ -22,6 +22,7 @@ from gateway.price_sources.offers import (
     Difference,
     Figures,
     Offer,
+    Said,
     differences,
     effective,
     figures,
@@ -180,7 +181,7 @@ def _condition(
     )
     if condition not in ours:
         listed = ", ".join(f"{one.key} {one.theirs}" for one in apart)
-        unsent = _unsent(asked, condition)
+        unsent = _unsent(asked, condition) or _partly(said, condition)
         yield replace(
             blank,
             severity="note" if unsent else "warning",
@@ -227,6 +228,13 @@ def _unsent(asked: Asked, condition: Condition) -> str:
     longest = None if model is None else model.prompt_tokens_max
     if condition.above and longest is not None and longest <= condition.above:
         return f"the catalog sends it no more than {longest:,} tokens"
+    return ""
+
+
+def _partly(said: Said, condition: Condition) -> str:
+    """Why it cannot be imported; empty where it can."""
+    if said.row is not None and condition not in figures(said.row):
+        return "it does not say every price of it, so none can be taken"
     return ""
 
 

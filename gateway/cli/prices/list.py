@@ -148,8 +148,8 @@ def _gpu_hours(known: Opened, when: dt.datetime, *, everything: bool, as_json: b
         told = [one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in rows]
         typer.echo(json.dumps(told, indent=2))
         return
-    typer.echo("US dollars for an hour of one GPU")
-    table = table_of("gpu", "provider", "price", "commitment", "region", "from", "note", "source")
+    typer.echo("US dollars for an hour of one GPU; --json says the sources")
+    table = table_of("gpu", "provider", "price", "commitment", "region", "from", "note")
     for one in rows:
         table.add_row(
             one.gpu,
@@ -159,6 +159,5 @@ def _gpu_hours(known: Opened, when: dt.datetime, *, everything: bool, as_json: b
             one.region or "",
             one.from_.isoformat(),
             one.note,
-            one.source,
         )
     print_table(table)

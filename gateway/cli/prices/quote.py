@@ -7,7 +7,7 @@ import difflib
 import json
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -100,11 +100,11 @@ def quote(
     quotes.sort(key=lambda one: (one.charge is None, one.charge.exact if one.charge else 0))
     per_usd = _per_usd(known, currency, when)
     if as_json:
-        typer.echo(json.dumps(_as_dict(quotes, when, currency, per_usd), indent=2))
+        typer.echo(json.dumps(_as_dict(quotes, when, per_usd), indent=2))
     else:
         for number, one in enumerate(quotes):
             typer.echo("" if number else f"prices of {when.isoformat(timespec='minutes')}\n")
-            _print(one, currency, per_usd)
+            _print(one, per_usd)
     raise typer.Exit(0 if any(one.charge for one in quotes) else 1)
 
 
@@ -202,7 +202,15 @@ def _no_price(why: str, rates: Rates) -> str:
     return why
 
 
-def _per_usd(known: Opened, currency: str, when: dt.datetime) -> Decimal | None:
+class _Currency(NamedTuple):
+    """How much of a currency a dollar is, and since when."""
+
+    name: str
+    rate: Decimal
+    since: dt.date
+
+
+def _per_usd(known: Opened, currency: str, when: dt.datetime) -> _Currency | None:
     from gateway.policy.source import nearest
 
     if not currency:
@@ -216,13 +224,15 @@ def _per_usd(known: Opened, currency: str, when: dt.datetime) -> Decimal | None:
             err=True,
         )
         raise typer.Exit(1)
-    return found
+    dated = [one.from_ for one in known.book.currencies if one.currency == currency.upper()]
+    since = max((day for day in dated if day <= when.date()), default=when.date())
+    return _Currency(currency.upper(), found, since)
 
 
 # --- telling ------------------------------------------------------------------------------------
 
 
-def _print(one: _Quote, currency: str, per_usd: Decimal | None) -> None:
+def _print(one: _Quote, per_usd: _Currency | None) -> None:
     from gateway.cli.policy.tables import print_table, table_of
 
     if one.charge is None or one.rates is None or one.row is None:
@@ -230,7 +240,8 @@ def _print(one: _Quote, currency: str, per_usd: Decimal | None) -> None:
         return
     total = f"${usd(one.charge.nano)}"
     if per_usd is not None:
-        total += f" = {_exact(_dollars(one.charge.exact) * per_usd)} {currency.upper()}"
+        amount = _exact(_dollars(one.charge.exact) * per_usd.rate)
+        total += f" = {amount} {per_usd.name} (at {per_usd.rate} of {per_usd.since})"
     typer.echo(f"{one.target}  {total}")
     table = table_of("meter", "quantity", "unit price", "amount", "")
     for column in table.columns[1:4]:
@@ -299,19 +310,21 @@ def _exact(amount: Decimal) -> str:
     return f"{whole}.{fraction:0<2}"
 
 
-def _as_dict(
-    quotes: list[_Quote], when: dt.datetime, currency: str, per_usd: Decimal | None
-) -> dict[str, Any]:
+def _as_dict(quotes: list[_Quote], when: dt.datetime, per_usd: _Currency | None) -> dict[str, Any]:
     return {
         "at": when.isoformat(),
         "currency": None
         if per_usd is None
-        else {"name": currency.upper(), "per_usd": str(per_usd)},
+        else {
+            "name": per_usd.name,
+            "per_usd": str(per_usd.rate),
+            "since": per_usd.since.isoformat(),
+        },
         "quotes": [_one_as_dict(one, per_usd) for one in quotes],
     }
 
 
-def _one_as_dict(one: _Quote, per_usd: Decimal | None) -> dict[str, Any]:
+def _one_as_dict(one: _Quote, per_usd: _Currency | None) -> dict[str, Any]:
     told: dict[str, Any] = {"backend": one.target.backend, "model": one.target.model}
     if one.charge is None or one.rates is None:
         return told | {"total_nano_usd": None, "unpriced": one.why_not}
@@ -319,7 +332,7 @@ def _one_as_dict(one: _Quote, per_usd: Decimal | None) -> dict[str, Any]:
     return told | {
         "total_nano_usd": one.charge.nano,
         "exact_usd": _exact(exact),
-        **({} if per_usd is None else {"converted": _exact(exact * per_usd)}),
+        **({} if per_usd is None else {"converted": _exact(exact * per_usd.rate)}),
         "lines": [
             {
                 "meter": line.meter.value,
