@@ -1,9 +1,8 @@
 """What must hold of every request in the ledger, as a table of laws. Pure.
 
 A law looks at one request with its attempts, and at the bundle it was decided by where the texts
-of that are known; what needs other rows (orphans, duplicates, journals) is `ledger.audit`'s. Rows
-are mappings with the names of `RequestRecord` and `AttemptRecord`: those of the database, or
-`asdict` of a record.
+of that are known; what needs other rows (orphans, duplicates, journals) is `ledger.audit`'s. What
+is said of usage and money stands in `laws_of_money`.
 
 INVARIANTS
 - A law that lacks what it needs (a bundle that cannot be read) does not apply, and is not counted.
@@ -12,72 +11,31 @@ INVARIANTS
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
-from gateway.domain.catalog import Target
-from gateway.domain.money import Meter, Rates, Unpriced, rate
 from gateway.domain.outcome import Outcome
-from gateway.domain.rating import charge, quantities
-from gateway.domain.request import Usage
-from gateway.ledger.prices import PriceBook
+from gateway.ledger import laws_of_money
+from gateway.ledger.case import (
+    BUG,
+    CHANGED,
+    TOKENS,
+    Book,
+    Case,
+    Law,
+    Row,
+    always,
+    went_to,
+    with_book,
+)
 
-Row = Mapping[str, Any]
+__all__ = ["LAWS", "Book", "Case", "Law", "Row", "broken", "check"]
 
 ROUNDED_US = 3  # a start, a duration and their sum are each rounded to whole microseconds
 FIRST_DAY_US = 1_577_836_800_000_000  # 2020-01-01: who started before had no clock
-FREE = "free:"  # how the identifier of rates that are declared free begins
-_TOKENS = ("uncached_tokens", "cached_tokens", "output_tokens")
-_USAGE = (*_TOKENS, "reasoning_tokens", "other_meters", "usage_source")
+_USAGE = (*TOKENS, "reasoning_tokens", "other_meters", "usage_source")
 _NO_USAGE = dict.fromkeys(_USAGE) | {"usage_source": "none"}
 _TIMES = ("ttft_us", "tpot_us", "tps", "duration_us", "overhead_us")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Book:
-    """What a bundle says that rows can be held against. Ranks ascend with strictness."""
-
-    ranks: Mapping[str, int]  # privacy class -> rank
-    clearance: Mapping[str, int]  # backend -> the highest rank it may receive
-    prices: PriceBook
-
-    def rates(self, target: Target, rates_id: str) -> Rates | None:
-        """The rates of that identifier, whatever their day."""
-        return self.prices.by_id(target, rates_id)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """One request as it is to be judged.
-
-    `book` is None where its bundle is not kept or cannot be read. `in_versions`: its policy digest
-    was in force at some time. `original` is the request that a copy is of, None where there is
-    none; `waiting` where it may still come.
-    """
-
-    row: Row
-    attempts: Sequence[Row]
-    book: Book | None = None
-    in_versions: bool = True
-    original: Row | None = None
-    waiting: bool = False
-
-    @property
-    def interrupted(self) -> bool:
-        return bool(self.row["outcome"] == Outcome.INTERRUPTED.value)
-
-    @property
-    def answering(self) -> Row | None:
-        """The attempt whose tokens are the request's: the one that answered, else the last that
-        was weighed."""
-        if self.row["http_status"] == 200:
-            for attempt in self.attempts:
-                if attempt["outcome"] == self.row["outcome"]:
-                    return attempt
-        weighed = [a for a in self.attempts if a["usage_source"] != "none"]
-        return weighed[-1] if weighed else None
-
 
 # --- rows of a request and their sums ----------------------------------------------------------
 
@@ -89,12 +47,6 @@ def _numbered(case: Case) -> str | None:
     if case.row["attempt_count"] != len(numbers):
         return f"attempt_count {case.row['attempt_count']}, but {len(numbers)} attempts"
     return None
-
-
-def _summed(case: Case) -> str | None:
-    costs = [a["cost_nano_usd"] for a in case.attempts if a["cost_nano_usd"] is not None]
-    due, booked = sum(costs) if costs else None, case.row["cost_nano_usd"]
-    return None if due == booked else f"cost {booked}, the attempts cost {due} nano-USD"
 
 
 def _answer(case: Case) -> str | None:
@@ -115,93 +67,11 @@ def _answer(case: Case) -> str | None:
     return None
 
 
-def _usage(case: Case) -> str | None:
-    for what, row in _named(case):
-        source, tokens = row["usage_source"], [row[name] for name in _TOKENS]
-        reasoning = row["reasoning_tokens"]
-        if source == "none":
-            if any(count is not None for count in (*tokens, reasoning)):
-                return f"{what}: tokens without a usage_source"
-        elif source not in {"reported", "estimated"}:
-            return f"{what}: usage_source {source!r}"
-        elif None in tokens:
-            return f"{what}: usage {source}, but tokens are missing"
-        elif min(*tokens, reasoning or 0) < 0:
-            return f"{what}: negative tokens"
-        elif (reasoning or 0) > row["output_tokens"]:
-            return f"{what}: {reasoning} reasoning tokens of {row['output_tokens']}"
-    return None
-
-
-# --- money -------------------------------------------------------------------------------------
-
-
-def _priced(case: Case) -> str | None:
-    for attempt in case.attempts:
-        if (attempt["cost_nano_usd"] is None) != (attempt["rates_id"] is None):
-            return f"attempt {attempt['number']}: cost and rates_id must come together"
-    weighed = [a for a in case.attempts if a["usage_source"] != "none"]
-    due = bool(weighed) and all(a["cost_nano_usd"] is not None for a in weighed)
-    if bool(case.row["priced"]) != due:
-        return f"priced is {bool(case.row['priced'])}, its attempts say {due}"
-    return None
-
-
-def _never_zero(case: Case) -> str | None:
-    free = [(attempt["rates_id"] or "").startswith(FREE) for attempt in case.attempts]
-    for attempt, is_free in zip(case.attempts, free, strict=True):
-        if attempt["cost_nano_usd"] == 0 and _said(attempt) and not is_free:
-            return f"attempt {attempt['number']}: cost 0 with tokens"
-    row = case.row
-    if row["cost_nano_usd"] == 0 and _said(row) and not any(free):
-        return "cost 0 with tokens"
-    declared = any((a["rates_id"] or "").startswith(FREE) for a in case.attempts)
-    if bool(row.get("declared_free", declared)) != declared:
-        return f"declared_free is {not declared}, its attempts say {declared}"
-    return None
-
-
-def _known(case: Case) -> str | None:
-    assert case.book is not None
-    for attempt in case.attempts:
-        found = attempt["rates_id"]
-        if found is not None and case.book.rates(_target(attempt), found) is None:
-            return f"attempt {attempt['number']}: no rates {found!r} of {_target(attempt)}"
-    return None
-
-
-def _dated(case: Case) -> str | None:
-    for attempt in case.attempts:
-        if attempt["rates_id"] is None or attempt["usage_source"] == "none":
-            continue
-        due = _due(case, attempt)
-        if due != attempt["rates_id"]:
-            return f"attempt {attempt['number']}: {attempt['rates_id']}, in force was {due}"
-    return None
-
-
-def _rated(case: Case) -> str | None:
-    for attempt in case.attempts:
-        if attempt["usage_source"] == "none":
-            continue
-        rates, booked = _rates(case, attempt), attempt["cost_nano_usd"]
-        if booked is None:
-            if attempt["rates_id"] is None and _due(case, attempt) is not None:
-                return f"attempt {attempt['number']}: no cost, but there was a price"
-        elif rates is not None and min(attempt[name] or 0 for name in _TOKENS) >= 0:
-            # What its id names, and nothing else: whether it was in force is another law's.
-            plain = rates if rates.marginal else replace(rates, tiers=())
-            due = rate(plain, quantities(_used(attempt))).nano
-            if due != booked:
-                return f"attempt {attempt['number']}: {booked} nano-USD, {rates.id} makes it {due}"
-    return None
-
-
 # --- times -------------------------------------------------------------------------------------
 
 
 def _times(case: Case) -> str | None:
-    for what, row in _named(case):
+    for what, row in case.named():
         ended = row["outcome"] != Outcome.INTERRUPTED.value
         times = {name: row[name] for name in _TIMES if row.get(name) is not None}
         if row["started_at_us"] < FIRST_DAY_US:
@@ -291,7 +161,7 @@ ATTEMPT_ENDINGS: Final[Mapping[str, Ending]] = {
 
 
 def _ended(case: Case) -> str | None:
-    for what, row in _named(case):
+    for what, row in case.named():
         ending = (ATTEMPT_ENDINGS if what else ENDINGS).get(row["outcome"])
         status, code = row["http_status"], row["error_code"]
         if ending is None:
@@ -355,12 +225,12 @@ def _decided(case: Case) -> str | None:
         return None
     first = case.attempts[0]
     target, why = order[0] if order else ("nobody", None)
-    if str(_target(first)) != target or first["why"] not in {why, None}:
-        return f"the first attempt went to {_target(first)} ({first['why']}), not {target} ({why})"
+    if str(went_to(first)) != target or first["why"] not in {why, None}:
+        return f"the first attempt went to {went_to(first)} ({first['why']}), not {target} ({why})"
     candidates = iter(target for target, _ in order)
     for attempt in case.attempts:
-        if str(_target(attempt)) not in candidates:  # reads on: in the order they were decided
-            return f"attempt {attempt['number']}: {_target(attempt)} was not next in the decision"
+        if str(went_to(attempt)) not in candidates:  # reads on: in the order they were decided
+            return f"attempt {attempt['number']}: {went_to(attempt)} was not next in the decision"
     return None
 
 
@@ -384,26 +254,8 @@ def _owned(case: Case) -> str | None:
 # --- the table ---------------------------------------------------------------------------------
 
 
-class Law(NamedTuple):
-    """`says` is the law in one sentence, `fix` what to do where it is broken."""
-
-    name: str
-    says: str
-    fix: str
-    applies: Callable[[Case], bool]
-    broken: Callable[[Case], str | None]
-
-
-def _always(_: Case) -> bool:
-    return True
-
-
 def _sent(case: Case) -> bool:
     return bool(case.attempts)
-
-
-def _with_book(case: Case) -> bool:
-    return bool(case.attempts) and case.book is not None
 
 
 def _routed(case: Case) -> bool:
@@ -422,29 +274,19 @@ def _has_owner(case: Case) -> bool:
     return bool(case.attempts) and case.row["shadow_of"] is None
 
 
-_CHANGED = "Somebody changed the row: restore it from a backup, then look at who may write there."
-_RATED = "Rate the rows again from the bundle's prices, and tell finance the difference."
-_BUG = "Keep the row and report it: the gateway must not write such a row."
-
 LAWS: Final = (
-    Law("attempts_numbered", "Attempts are numbered 1 to attempt_count.", _CHANGED, _always, _numbered),  # noqa: E501
-    Law("cost_sum", "A request costs what its attempts cost.", _CHANGED, _always, _summed),
-    Law("answer", "Tokens, backend and model are those of the attempt that answered.", _CHANGED, _always, _answer),  # noqa: E501
-    Law("usage", "Tokens are whole, not negative, and say who counted them.", _BUG, _always, _usage),  # noqa: E501
-    Law("priced", "A row is priced where every attempt with usage has a cost and its rates.", _CHANGED, _always, _priced),  # noqa: E501
-    Law("never_zero", "Nothing with tokens costs 0, unless its rates are declared free.", _RATED, _always, _never_zero),  # noqa: E501
-    Law("rates_known", "Every rates_id is in the price book of the row's bundle.", _CHANGED, _with_book, _known),  # noqa: E501
-    Law("rates_in_force", "Rates are those in force when the request arrived.", _RATED, _with_book, _dated),  # noqa: E501
-    Law("cost_rated", "Tokens at those rates make the cost, to the nano-USD.", _RATED, _with_book, _rated),  # noqa: E501
-    Law("times", "Times are there, not negative, and the parts fit into the whole.", _BUG, _always, _times),  # noqa: E501
-    Law("attempt_span", "An attempt lies inside its request, after the one before.", _BUG, _sent, _inside),  # noqa: E501
-    Law("outcome", "Outcome, status, error code and attempts fit together.", _BUG, _always, _ended),
-    Law("one_answer", "At most one attempt answers, and the request is ok if one did.", _BUG, _always, _one_answer),  # noqa: E501
-    Law("privacy", "No attempt went to a backend not cleared for the row's class.", "Treat it as a disclosure: tell security, with the request ids.", _with_book, _private),  # noqa: E501
-    Law("policy_known", "The policy digest of every row was in force.", _CHANGED, _always, _versioned),  # noqa: E501
-    Law("decision", "The decision record explains where the attempts went, in its order.", _BUG, _routed, _decided),  # noqa: E501
-    Law("key", "What was sent on has a key; copies have none.", _BUG, _has_owner, _owned),
-    Law("copies", "A copy has no key, and the request it copies is there.", _BUG, _is_copy, _copied),  # noqa: E501
+    Law("attempts_numbered", "Attempts are numbered 1 to attempt_count.", CHANGED, always, _numbered),  # noqa: E501
+    *laws_of_money.LAWS,
+    Law("answer", "Tokens, backend and model are those of the attempt that answered.", CHANGED, always, _answer),  # noqa: E501
+    Law("times", "Times are there, not negative, and the parts fit into the whole.", BUG, always, _times),  # noqa: E501
+    Law("attempt_span", "An attempt lies inside its request, after the one before.", BUG, _sent, _inside),  # noqa: E501
+    Law("outcome", "Outcome, status, error code and attempts fit together.", BUG, always, _ended),
+    Law("one_answer", "At most one attempt answers, and the request is ok if one did.", BUG, always, _one_answer),  # noqa: E501
+    Law("privacy", "No attempt went to a backend not cleared for the row's class.", "Treat it as a disclosure: tell security, with the request ids.", with_book, _private),  # noqa: E501
+    Law("policy_known", "The policy digest of every row was in force.", CHANGED, always, _versioned),  # noqa: E501
+    Law("decision", "The decision record explains where the attempts went, in its order.", BUG, _routed, _decided),  # noqa: E501
+    Law("key", "What was sent on has a key; copies have none.", BUG, _has_owner, _owned),
+    Law("copies", "A copy has no key, and the request it copies is there.", BUG, _is_copy, _copied),
 )  # fmt: skip
 
 
@@ -461,46 +303,3 @@ def check(law: Law, case: Case) -> str | None:
     except (TypeError, ValueError, KeyError, ArithmeticError) as error:
         return f"the row cannot be read: {error}"
     return None if what is None else what.removeprefix(": ")
-
-
-# --- small words -------------------------------------------------------------------------------
-
-
-def _named(case: Case) -> list[tuple[str, Row]]:
-    return [("", case.row), *((f"attempt {a['number']}", a) for a in case.attempts)]
-
-
-def _said(row: Row) -> bool:
-    return any(row[name] for name in _TOKENS)
-
-
-def _target(attempt: Row) -> Target:
-    return Target(attempt["backend"], attempt["model"])
-
-
-def _rates(case: Case, attempt: Row) -> Rates | None:
-    if case.book is None or attempt["rates_id"] is None:
-        return None
-    return case.book.rates(_target(attempt), attempt["rates_id"])
-
-
-def _due(case: Case, attempt: Row) -> str | None:
-    """The id of the rates in force for it when the request arrived; None where it had no price."""
-    assert case.book is not None
-    rates = case.book.prices.rates(_target(attempt), case.row["started_at_us"])
-    try:
-        return None if rates is None else charge(rates, _used(attempt))[0]
-    except Unpriced:
-        return None
-
-
-def _used(attempt: Row) -> Usage:
-    uncached, cached, output = (attempt[name] or 0 for name in _TOKENS)
-    return Usage(
-        uncached,
-        cached,
-        output,
-        attempt["reasoning_tokens"] or 0,
-        others={Meter(name): n for name, n in (attempt.get("other_meters") or {}).items()},
-        service_tier=attempt.get("service_tier"),
-    )

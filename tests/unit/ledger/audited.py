@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from gateway.attempt import add_up
 from gateway.bundle import digest
 from gateway.domain.catalog import Target
-from gateway.domain.money import cost
 from gateway.domain.outcome import AttemptRecord, Outcome, RequestRecord
+from gateway.domain.rating import charge, metered
 from gateway.ledger.flusher import Flusher
 from gateway.ledger.journal import Journal
 from gateway.ledger.prices import PriceBook, load_prices
@@ -39,7 +40,7 @@ version: 1
 prices:
   - {backend: a, model: m, from: 2026-01-01, input_usd_per_mtok: "0.137", output_usd_per_mtok: "1.913", source: made up, read_on: 2026-11-01}
   - {backend: a, model: m, from: 2026-11-10, input_usd_per_mtok: "0.139", cached_input_usd_per_mtok: "0.017", output_usd_per_mtok: "1.931", source: made up, read_on: 2026-11-01}
-  - {backend: b, model: m, from: 2026-11-01, input_usd_per_mtok: "2.503", output_usd_per_mtok: "10.007", source: made up, read_on: 2026-11-01}
+  - {backend: b, model: m, from: 2026-11-01, input_usd_per_mtok: "2.503", output_usd_per_mtok: "10.007", cache_write_5m_usd_per_mtok: "3.129", reasoning_usd_per_mtok: "12.011", usd_per_1k_searches: "10.503", when: [{service_tier: flex, input_usd_per_mtok: "1.253", output_usd_per_mtok: "5.003", cache_write_5m_usd_per_mtok: "1.567", reasoning_usd_per_mtok: "6.007", usd_per_1k_searches: "10.507"}], source: made up, read_on: 2026-11-01}
 """
 ROUTING = "version: 1\nname: plain\ndefault: {by: order}\n"
 FILES = {"catalog.yaml": CATALOG, "prices/own.yaml": PRICES, "routing/plain.yaml": ROUTING}
@@ -143,15 +144,13 @@ def _attempt(
         made.output_tokens = chance.randint(2, 900)
         made.reasoning_tokens = chance.randint(0, made.output_tokens)
         made.usage_source = "reported" if outcome is Outcome.OK else "estimated"
+        if backend == "b" and outcome is Outcome.OK:
+            written, searches = chance.randint(1, 700), chance.randint(1, 3)
+            made.other_meters = {"cache_write_5m": written, "search_call": searches}
+            made.service_tier = chance.choice([None, "flex"])
         rates = _RATES.rates(Target(backend, "m"), at_us)
         if rates is not None:
-            made.rates_id = rates.id
-            made.cost_nano_usd = cost(
-                rates,
-                uncached=made.uncached_tokens,
-                cached=made.cached_tokens,
-                output=made.output_tokens,
-            )
+            made.rates_id, made.cost_nano_usd = charge(rates, metered(asdict(made)))
     return made
 
 

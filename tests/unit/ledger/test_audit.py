@@ -18,12 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.cli.audit import read
+from gateway.domain.catalog import Target
 from gateway.ledger.audit import Report, audit, count
 from gateway.ledger.journal import Journal
 from gateway.ledger.laws import LAWS, Case
 from gateway.ledger.laws import broken as laws_broken
 from gateway.ledger.store import Store
-from tests.unit.ledger.audited import FILES, START_US, put_bundle, records, write
+from tests.unit.ledger.audited import FILES, START_US, book_of, put_bundle, records, write
 from tests.unit.ledger.thawed import THAW
 
 COUNT = 120
@@ -149,6 +150,25 @@ def attempt(what: str, name: str = "ok-00000", number: int = 1) -> str:
     return ATTEMPT.format(what, name, number)
 
 
+MADE = list(records(COUNT))
+BOOK = book_of(FILES)
+OLD = BOOK.rows[Target("a", "m")][0].base.id
+# Answered by b at its standard tier, after a failure at a.
+STANDARD = next(
+    r.id for r in MADE if r.id.startswith("retried") and r.attempts[1].service_tier is None
+)
+
+
+def meters(text: str) -> str:
+    """Other meters of the answer."""
+    return ";".join(
+        (
+            request(f"other_meters = '{text}'", STANDARD),
+            attempt(f"other_meters = '{text}'", STANDARD, 2),
+        )
+    )
+
+
 # What somebody did to the rows -> the statement, and exactly the checks that must find it.
 CORRUPTIONS: dict[str, tuple[str, set[str]]] = {
     "one nano-USD more": (request("cost_nano_usd = cost_nano_usd + 1"), {"cost_sum"}),
@@ -179,17 +199,50 @@ CORRUPTIONS: dict[str, tuple[str, set[str]]] = {
     ),
     "a cost without rates": (attempt("rates_id = NULL"), {"priced"}),
     "rates of nobody": (attempt("rates_id = 'a/m@2020-01-01'"), {"rates_known"}),
-    "rates without a cost": (
-        attempt("rates_id = 'a/m@2026-01-01'", "retried-00001"),
-        {"priced"},
-    ),
+    "rates without a cost": (attempt(f"rates_id = '{OLD}'", "retried-00001"), {"priced"}),
     "rates of another day": (
-        attempt("rates_id = 'a/m@2026-01-01'", "ok-00014"),
+        attempt(f"rates_id = '{OLD}'", "ok-00014"),
         {"rates_in_force", "cost_rated"},
     ),
-    "rates of the day before, just after midnight": (
-        attempt("rates_id = 'a/m@2026-01-01'"),
-        {"cost_rated"},
+    "rates of the microsecond before": (
+        attempt(f"rates_id = '{OLD}'"),
+        {"rates_in_force", "cost_rated"},
+    ),
+    "rates of another service tier": (
+        attempt("service_tier = 'flex', rates_id = substr(rates_id, 1, 23)", STANDARD, 2),
+        {"rates_in_force"},
+    ),
+    "a service tier of nobody": (
+        attempt("service_tier = 'priority'", STANDARD, 2),
+        {"rates_in_force"},
+    ),
+    "a service tier without usage": (attempt("service_tier = 'flex'", "crashed-00012"), {"other_meters"}),
+    "meters of nobody": (meters('{"cache_write_5m": 7, "coffee": 1}'), {"other_meters"}),
+    "meters of nothing": (meters('{"cache_write_5m": 7, "search_call": 0}'), {"other_meters"}),
+    "no meters, at length": (
+        request("other_meters = '{}'") + ";" + attempt("other_meters = '{}'"),
+        {"other_meters"},
+    ),
+    "a meter that has a column": (meters('{"cache_write_5m": 7, "output": 1}'), {"other_meters"}),
+    "meters without usage": (
+        attempt("other_meters = '{\"search_call\": 1}'", "crashed-00012"),
+        {"other_meters"},
+    ),
+    "meters of another attempt": (
+        request("other_meters = '{\"search_call\": 9}'", STANDARD), {"answer"}
+    ),
+    "one search more": (meters('{"cache_write_5m": 7, "search_call": 1}'), {"cost_rated"}),
+    "searches for nothing": (
+        ("PRAGMA ignore_check_constraints = ON;"
+        "UPDATE requests SET cost_nano_usd = 0, uncached_tokens = 0, cached_tokens = 0, "
+        "output_tokens = 0, reasoning_tokens = 0, tps = NULL, tpot_us = NULL "
+        f"WHERE id = '{STANDARD}';"
+        "UPDATE attempts SET cost_nano_usd = 0, uncached_tokens = 0, cached_tokens = 0, "
+        f"output_tokens = 0, reasoning_tokens = 0 WHERE request_id = '{STANDARD}' AND number = 2;"
+        f"UPDATE attempts SET cost_nano_usd = NULL, rates_id = NULL, uncached_tokens = NULL, "
+        "cached_tokens = NULL, output_tokens = NULL, reasoning_tokens = NULL, "
+        f"usage_source = 'none' WHERE request_id = '{STANDARD}' AND number = 1"),
+        {"never_zero", "cost_rated"},
     ),
     "for nothing": (
         ("PRAGMA ignore_check_constraints = ON;"
@@ -348,9 +401,12 @@ def test_free_is_what_its_rates_say_is_free():
     row = asdict(made)
     case = Case(row=row, attempts=row["attempts"], book=read(FILES)[1])
     assert {law.name for law, _ in laws_broken(case)} == {"never_zero", "cost_rated"}
-    made.attempts[0].rates_id = f"free:{made.attempts[0].rates_id}"
-    row = asdict(made)
     book = read(FILES | {"prices/own.yaml": zero})[1]
+    rates = book.prices.rates(Target("a", "m"), made.started_at_us)
+    assert rates is not None
+    assert rates.id.startswith("free:a/m@2026-11-10")
+    made.attempts[0].rates_id = rates.id
+    row = asdict(made)
     free = replace(case, row=row, attempts=row["attempts"], book=book)
     assert laws_broken(free) == []
 

@@ -46,6 +46,11 @@ async def store(url, tmp_path):
     await store.close()
 
 
+def b(price: str) -> str:
+    """The book with another price of b's input, in every service tier."""
+    return PRICES.replace('"2.503"', price).replace('"1.253"', price)
+
+
 def by(text: str = PRICES, regions: dict[str, str | None] | None = None, at_us: int = 7) -> By:
     book = load_prices([("p.yaml", text)])
     return By(book, at_us, lambda files: regions or {})
@@ -80,7 +85,11 @@ async def by_hand(store: Store, book: PriceBook) -> dict[tuple[str, int], int | 
     due: dict[tuple[str, int], int | None] = {}
     for row in await store.select(sa.select(attempts).where(attempts.c.usage_source != "none")):
         rates = book.rates(Target(row["backend"], row["model"]), started[row["request_id"]])
-        made = None if rates is None else rate(rates, quantities(metered(row))).nano
+        made = (
+            None
+            if rates is None
+            else (rate(rates, quantities(metered(row)), service_tier=row["service_tier"]).nano)
+        )
         due[row["request_id"], row["number"]] = made
     return due
 
@@ -97,7 +106,7 @@ async def test_by_the_same_book_nothing_changes(store):
 
 async def test_looking_writes_nothing(store):
     before = await facts(store)
-    found = await ratings.rerate(store, ALL, by(PRICES.replace('"2.503"', '"2.504"')))
+    found = await ratings.rerate(store, ALL, by(b('"2.504"')))
     assert found.total().corrected > 0
     assert found.run is None
     assert await store.select(sa.select(corrections)) == []
@@ -108,7 +117,7 @@ async def test_looking_writes_nothing(store):
 async def test_corrections_add_up_to_the_book_and_the_ledger_stays(store, rows):
     before = await facts(store)
     told: list[int] = []
-    text = PRICES.replace('"2.503"', '"2.4"').replace('"0.139"', '"0.2"') + C_ROW
+    text = b('"2.4"').replace('"0.139"', '"0.2"') + C_ROW
     made = await apply(store, by(text), rows=rows, progress=told.append, note="wrong list")
     assert await facts(store) == before
     assert sum(told) == await ratings.count(store, ALL) == made.total().attempts
@@ -130,7 +139,7 @@ async def test_corrections_add_up_to_the_book_and_the_ledger_stays(store, rows):
 
 
 async def test_again_corrects_nothing_and_another_book_only_what_is_left(store):
-    books = [by(PRICES + C_ROW), by(PRICES.replace('"2.503"', '"2.6"') + C_ROW), by()]
+    books = [by(PRICES + C_ROW), by(b('"2.6"') + C_ROW), by()]
     assert (await apply(store, books[0])).run == 1
     assert (await apply(store, books[0])).run is None
     second = await apply(store, books[1])
@@ -191,7 +200,7 @@ async def test_only_what_was_asked_for(store, wanted, expected):
     of = {r["id"]: r for r in await store.select(sa.select(requests))}
     weighed = await store.select(sa.select(attempts).where(attempts.c.usage_source != "none"))
     due = [a for a in weighed if expected(a, of[a["request_id"]])]
-    text = PRICES.replace('"2.503"', '"2.6"').replace('"0.139"', '"0.2"') + C_ROW
+    text = b('"2.6"').replace('"0.139"', '"0.2"') + C_ROW
     found = await apply(store, by(text), asked)
     assert found.total().attempts == len(due)
     listed = await store.select(sa.select(corrections))
@@ -244,8 +253,8 @@ async def test_a_price_of_a_region_is_that_of_where_the_backend_was(store):
 
 
 async def test_one_requests_corrections_in_their_order(store):
-    await apply(store, by(PRICES.replace('"2.503"', '"2.6"')))
-    await apply(store, by(PRICES.replace('"2.503"', '"2.7"')))
+    await apply(store, by(b('"2.6"')))
+    await apply(store, by(b('"2.7"')))
     found = await ratings.corrections_of(store, "hedged-00002")
     assert [(one["run"], one["attempt"]) for one in found] == [(1, 2), (2, 2)]
     assert await ratings.corrections_of(store, "nobody") == []
