@@ -18,21 +18,21 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import sqlalchemy as sa
 
 from gateway.domain.catalog import Target
-from gateway.domain.money import NANO_PER_USD, Unpriced
+from gateway.domain.money import NANO_PER_USD, Rates, Unpriced
 from gateway.ledger.hours import HOUR_US
-from gateway.ledger.store import Store, attempts, corrections
+from gateway.ledger.store import Store, attempt_hours, corrections
 from gateway.reports import focus_rows
 from gateway.reports.definition import Period, Unusable
 from gateway.reports.focus_columns import VERSIONS, columns
 from gateway.reports.focus_rows import Maker, Row
 from gateway.reports.kept import Kept
 from gateway.reports.meter_lines import Lines, Metered, meter_lines, one_by_one
-from gateway.reports.metered import Kind, Meters, Sum
+from gateway.reports.metered import Groups, Kind, Meters, Sum
 from gateway.reports.providers import Provider, provider
 from gateway.reports.sums import key_names
 
@@ -44,13 +44,15 @@ ORGANIZATION: Final = "Own organization"
 class Wanted:
     """One export. Charges are by the hour or the day of UTC; the period begins and ends at one.
 
-    `organization` is who runs what is self-hosted. Raises Unusable where it makes no sense.
+    `organization` is who runs what is self-hosted. `run` is the last rating run whose corrections
+    are in it, None for all. Raises Unusable where it makes no sense.
     """
 
     period: Period
     version: str = VERSIONS[0]
     granularity: Literal["hour", "day"] = "day"
     organization: str = ORGANIZATION
+    run: int | None = None
 
     def __post_init__(self) -> None:
         if self.version not in VERSIONS:
@@ -126,7 +128,7 @@ async def export(
         digest.update(text.encode())
         yield made, text
         progress()
-    summary.ledger_nano = await _booked(store, wanted.period)
+    summary.ledger_nano = await _booked(store, wanted)
     summary.digest = digest.hexdigest()
 
 
@@ -166,7 +168,7 @@ class _Work:
 
     async def _used(self, maker: Maker, since_us: int, until_us: int) -> list[Row]:
         groups = await self._meters.groups(since_us, until_us, step_us=self._wanted.step_us)
-        singly = {}
+        singly: Groups = {}
         made: list[Row] = []
         for (at, kind), sums in groups.items():
             await self._meet(kind.backend)
@@ -178,45 +180,55 @@ class _Work:
                 continue
             rates = await self._kept.rates(kind.target, kind.rates_id)
             if rates is not None and one_by_one(rates):
-                singly[kind.target, kind.rates_id] = rates
-                continue
-            lines = None if rates is None else _split(rates, sums.metered)
-            if rates is None or lines is None:
-                self._summary.unsplit[kind.target] += sums.attempts
-                made.append(maker.unsplit(self._span(at), kind, sums))
-                continue
-            made += maker.metered(self._span(at), kind, rates, [lines])
+                singly[at, kind] = sums
+            else:
+                parts = [] if rates is None else [_split(rates, sums.metered)]
+                made += self._rows(maker, (at, kind), sums, rates, parts)
         if singly:
             made += await self._singly(maker, since_us, until_us, singly)
         return made
 
     async def _singly(
-        self, maker: Maker, since_us: int, until_us: int, rates: dict[tuple[Target, str], Any]
+        self, maker: Maker, since_us: int, until_us: int, groups: Groups
     ) -> list[Row]:
-        """Usage on a marginal scale: each attempt has its own place on it."""
-        parts: dict[tuple[int, Kind], list[Lines]] = {}
-        others: dict[tuple[int, Kind], Sum] = {}
-        rows = self._meters.rows(
-            since_us, until_us, step_us=self._wanted.step_us, rates=rates.keys()
-        )
-        async for at, kind, sums in rows:
-            lines = _split(rates[kind.target, kind.rates_id or ""], sums.metered)
-            if lines is not None:
-                parts.setdefault((at, kind), []).append(lines)
-                continue
-            other = others.setdefault((at, kind), Sum())
-            other.attempts += 1
-            other.booked_nano += sums.booked_nano
-            other.add(sums.quantities)
-        made = [maker.unsplit(self._span(at), kind, sums) for (at, kind), sums in others.items()]
-        for (at, kind), found in parts.items():
+        """Usage on a marginal scale: each attempt has its own place on it, so its row is read."""
+        wanted = {(kind.target, kind.rates_id or "") for _, kind in groups}
+        rates = {key: await self._kept.rates(*key) for key in wanted}
+        parts: dict[tuple[int, Kind], list[Lines | None]] = {}
+        rows = self._meters.rows(since_us, until_us, step_us=self._wanted.step_us, rates=wanted)
+        async for at, kind, one in rows:
             held = rates[kind.target, kind.rates_id or ""]
-            made += maker.metered(self._span(at), kind, held, found)
+            assert held is not None
+            parts.setdefault((at, kind), []).append(_split(held, one.metered))
+        made = []
+        for (at, kind), sums in groups.items():
+            found = parts.get((at, kind), [])
+            if len(found) != sums.attempts:  # rows are gone (retention)
+                found = []
+            held = rates[kind.target, kind.rates_id or ""]
+            made += self._rows(maker, (at, kind), sums, held, found)
         return made
+
+    def _rows(
+        self,
+        maker: Maker,
+        of: tuple[int, Kind],
+        sums: Sum,
+        rates: Rates | None,
+        parts: Sequence[Lines | None],
+    ) -> list[Row]:
+        """One row where not all of it can be split by meter."""
+        at, kind = of
+        lines = [part for part in parts if part is not None]
+        if rates is None or not lines or len(lines) < len(parts):
+            self._summary.unsplit[kind.target] += sums.attempts
+            return [maker.unsplit(self._span(at), kind, sums)]
+        return maker.metered(self._span(at), kind, rates, lines)
 
     async def _corrected(self, maker: Maker, since_us: int, until_us: int) -> list[Row]:
         made = []
-        for one in await self._meters.corrected(since_us, until_us, step_us=self._wanted.step_us):
+        step_us, run = self._wanted.step_us, self._wanted.run
+        for one in await self._meters.corrected(since_us, until_us, step_us=step_us, run=run):
             await self._meet(one.kind.backend)
             rates = await self._kept.rates(one.kind.target, one.rates_id)
             made.append(maker.correction(self._span(one.start_us), one, rates))
@@ -234,7 +246,7 @@ class _Work:
         return max(at, period.since_us), min(at + self._wanted.step_us, period.until_us)
 
 
-def _split(rates: Any, metered: Metered) -> Lines | None:
+def _split(rates: Rates, metered: Metered) -> Lines | None:
     """None where the book does not say what was booked: a meter without a price in these rates."""
     try:
         lines = meter_lines(rates, metered)
@@ -254,14 +266,17 @@ def _count(summary: Summary, rows: Sequence[Row]) -> None:
                 summary.corrected += effective
 
 
-async def _booked(store: Store, period: Period) -> int:
-    """What the rows of the ledger add up to, with what rating runs corrected."""
+async def _booked(store: Store, wanted: Wanted) -> int:
+    """What the ledger adds up to, with what rating runs corrected."""
+    h, c = attempt_hours.c, corrections.c
     whole = 0
-    for table, column in ((attempts, "cost_nano_usd"), (corrections, "delta_nano_usd")):
-        started = table.c.request_started_at_us
-        query = sa.select(sa.func.coalesce(sa.func.sum(table.c[column]), 0).label("nano"))
-        query = query.where(started >= period.since_us, started < period.until_us)
-        (row,) = await store.select(query)
+    for column, started, also in (
+        (h.cost_nano_usd, h.hour_us, sa.true()),
+        (c.delta_nano_usd, c.request_started_at_us, c.run <= (wanted.run or 2**31 - 1)),
+    ):
+        query = sa.select(sa.func.coalesce(sa.func.sum(column), 0).label("nano")).where(also)
+        since = started >= wanted.period.since_us, started < wanted.period.until_us
+        (row,) = await store.select(query.where(*since))
         whole += int(row["nano"])
     return whole
 

@@ -22,6 +22,7 @@ from gateway.domain.catalog import Target
 from gateway.domain.money import Meter
 from gateway.domain.rating import metered, quantities
 from gateway.ledger.hours import HOUR_US
+from gateway.ledger.prices import FREE
 from gateway.ledger.store import (
     Store,
     attempt_dimensions,
@@ -195,8 +196,13 @@ class Meters:
                 return
             after = tuple(found[-1][column.name] for column in place)
 
-    async def corrected(self, since_us: int, until_us: int, *, step_us: int) -> list[Corrected]:
-        """What rating runs corrected of requests of that time."""
+    async def corrected(
+        self, since_us: int, until_us: int, *, step_us: int, run: int | None = None
+    ) -> list[Corrected]:
+        """What rating runs (up to `run`) corrected of requests of that time.
+
+        Of an attempt whose row is gone (retention) only the rates say where it went.
+        """
         c, f, r = corrections.c, attempt_facts.c, request_facts.c
         at = _step(c.request_started_at_us, step_us)
         of_attempt = sa.and_(
@@ -217,15 +223,18 @@ class Meters:
                 sa.func.sum(c.delta_nano_usd).label("delta"),
             )
             .select_from(corrections)
-            .join(attempt_facts, of_attempt)
-            .join(request_facts, of_request)
+            .outerjoin(attempt_facts, of_attempt)
+            .outerjoin(request_facts, of_request)
             .where(c.request_started_at_us >= since_us, c.request_started_at_us < until_us)
+            .where(sa.true() if run is None else c.run <= run)
             .group_by(*group)
         )
-        await self._learn(found)
+        await self._learn([row for row in found if row["attempt_dimension"] is not None])
         sums: dict[tuple[int, Kind, int, str], list[int]] = {}
         for row in found:
-            key = int(row["at"]), self._kind(row), int(row["run"]), row["rates_id"]
+            gone = row["attempt_dimension"] is None
+            kind = _by_rates(row["rates_id"]) if gone else self._kind(row)
+            key = int(row["at"]), kind, int(row["run"]), row["rates_id"]
             one = sums.setdefault(key, [0, 0])
             one[0] += int(row["rows"])
             one[1] += int(row["delta"])
@@ -286,6 +295,13 @@ class Meters:
             service_tier=at["service_tier"],
             usage_source=at["usage_source"],
         )
+
+
+def _by_rates(rates_id: str) -> Kind:
+    """As much as the id of rates says: `backend/model@2026-01-01#digest`."""
+    target, _, _ = rates_id.removeprefix(FREE).rpartition("@")
+    backend, _, model = target.partition("/")
+    return Kind(None, (), False, None, None, backend, model, rates_id, None, "none")
 
 
 def _between(column: Any, since_us: int, until_us: int) -> tuple[Any, Any]:
