@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 
 from gateway.cli.database import ledger
+from gateway.cli.focus import focus
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from gateway.reports.document import Document
 
 app = typer.Typer(no_args_is_help=True, help="Cost and quality reports, and the rows behind them.")
+app.command()(focus)
 
 _T = TypeVar("_T")
 FORMATS = ("table", "csv", "json", "xlsx", "html", "pdf")
