@@ -24,7 +24,8 @@ from gateway.ledger.price_file import METERS, PriceRow, Scale
 from gateway.policy.source import ConfigErrors, Problem
 
 # What needs no quotes to be text to every reader of YAML.
-_BARE = re.compile(r"[A-Za-z][A-Za-z0-9_./@()+,&=?%~ -]*(:[A-Za-z0-9_./@()+,&=?%~ -]+)*")
+_PLAIN = r"[A-Za-z0-9_./@()+,&=?%~-]"
+_BARE = re.compile(rf"[A-Za-z]({_PLAIN}| (?! )|:(?={_PLAIN}))*")
 _WORDS = {"yes", "no", "on", "off", "y", "n", "true", "false", "null"}
 HEADER = """\
 # yaml-language-server: $schema=../schema/prices.schema.json
@@ -122,7 +123,8 @@ def _place(text: str, source: str, ending: str) -> tuple[int, int, str]:
     """Where rows go, how far in, and the text with room for them."""
     found = _prices(text)
     if found is None:
-        return len(text), 2, text + ("" if text.endswith("\n") else ending) + f"prices:{ending}"
+        text += ("" if text.endswith("\n") else ending) + f"prices:{ending}"
+        return len(text), 2, text
     start, last, more = found
     if isinstance(start, ev.ScalarEvent) or not _block(start):
         if last is not None:
