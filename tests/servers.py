@@ -234,6 +234,7 @@ class Postgres(_Server):
 
     def __init__(self, folder: Path, port: int, identity: _Identity, programs: Path, fast: bool):
         super().__init__(folder, port)
+        self.settings: dict[str, str] = {}  # beside those below, for the next (re)start
         self._identity = identity
         self._programs = programs
         self._fast = fast
@@ -269,6 +270,7 @@ class Postgres(_Server):
             "max_connections": "200",
             "shared_buffers": "64MB",
             "jit": "off",
+            **self.settings,
         }
         if self._fast:
             settings |= {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}

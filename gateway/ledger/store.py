@@ -66,7 +66,7 @@ from gateway.ledger.tables import (
     versions,
     workers,
 )
-from gateway.ledger.writer import AlreadyThere, Batch, Writer, replace_hour
+from gateway.ledger.writer import SLICE_ROWS, AlreadyThere, Batch, Writer, replace_hour
 
 __all__ = [
     "SCHEMA",
@@ -104,7 +104,6 @@ __all__ = [
 
 log = logging.getLogger("weighbridge.store")
 
-SLICE_ROWS = 64  # taken apart at a time: two milliseconds in which nothing else runs here
 _ROUNDS_MAX = 5  # in which others may write what we are writing
 
 _INSERT: Final[Mapping[str, Callable[[sa.Table], Any]]] = {
@@ -235,11 +234,13 @@ class Store:
 
     async def request(self, request_id: str) -> RequestRecord | None:
         """One request with its attempts."""
-        query = sa.select(*recorded(requests)).where(requests.c.id == request_id)
-        rows = await self.select(query)
+        of_request = sa.select(*recorded(requests)).where(requests.c.id == request_id)
+        async with self._begin() as connection:
+            rows = await _rows(connection, of_request)
+            tried = await _rows(connection, _attempts_of(request_id)) if rows else []
         if not rows:
             return None
-        return RequestRecord(**rows[0], attempts=await self.attempts(request_id))
+        return RequestRecord(**rows[0], attempts=[AttemptRecord(**row) for row in tried])
 
     async def requests(
         self,
@@ -265,12 +266,7 @@ class Store:
 
     async def attempts(self, request_id: str) -> list[AttemptRecord]:
         """The attempts of one request in order."""
-        query = (
-            sa.select(*recorded(attempts))
-            .where(attempts.c.request_id == request_id)
-            .order_by(attempts.c.number)
-        )
-        return [AttemptRecord(**row) for row in await self.select(query)]
+        return [AttemptRecord(**row) for row in await self.select(_attempts_of(request_id))]
 
     async def totals(
         self,
@@ -474,6 +470,11 @@ class Store:
 def now_us(connection: AsyncConnection) -> sa.TextClause:
     """The database's clock, in microseconds since the Unix epoch, as an expression."""
     return sa.text(_NOW_US[connection.dialect.name])
+
+
+def _attempts_of(request_id: str) -> sa.Select[Any]:
+    query = sa.select(*recorded(attempts)).where(attempts.c.request_id == request_id)
+    return query.order_by(attempts.c.number)
 
 
 async def _rows(connection: AsyncConnection, query: sa.Select[Any]) -> list[dict[str, Any]]:

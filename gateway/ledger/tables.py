@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -46,7 +47,7 @@ class Packed(sa.types.UserDefinedType[Any]):
         return "BLOB"
 
     def bind_processor(self, _: sa.Dialect) -> Callable[[Any], bytes | None]:
-        return lambda record: None if record is None else pack(record)
+        return lambda record: None if record is None else pack(orjson.dumps(record))
 
     def result_processor(self, _: sa.Dialect, __: object) -> Callable[[Any], Any]:
         return lambda stored: None if stored is None else unpack(stored)

@@ -23,6 +23,7 @@ from gateway.ledger import connect as connecting
 from gateway.ledger import store as module
 from gateway.ledger.journal import Journal
 from gateway.ledger.keys import KeyStore, ensure_first_admin
+from gateway.ledger.partitions import begin_us
 from gateway.ledger.store import (
     RowsRefused,
     SchemaMismatch,
@@ -91,6 +92,117 @@ async def test_lines_go_from_the_journal_as_they_are(store, tmp_path):
     await store.append(batch.lines)
     record.alias = 'a "quoted" ; -- name\ufffd'
     assert await store.request("req_1") == record
+
+
+async def test_keys_of_the_line_in_peoples_own_words(store):
+    """A decision is cut out of its line by the keys around it; tags may be called the same."""
+    odd = {"decision": "x", "outcome": "y", ',"decision":{"a":1},"outcome":"z': "w"}
+    nested = {"route": "r", "order": [], "facts": {"tags": odd}, "outcome": {"outcome": 1}}
+    made = [
+        request("tags", tags=odd),
+        request("decision", decision=nested),
+        request("both", tags={"decision": "x"}, decision=nested),
+        request("none", tags=odd, decision=None),
+        request("alias", alias=',"decision":null,"outcome":"ok"'),
+    ]
+    await store.append(lines(*made))
+    for record in made:
+        assert await store.request(record.id) == record
+        await store.append(lines(dataclasses.replace(record, id=f"alone-{record.id}")))
+        alone = await store.request(f"alone-{record.id}")
+        assert alone == dataclasses.replace(record, id=f"alone-{record.id}")
+
+
+async def test_a_line_of_before_a_column_and_one_that_is_no_row(store):
+    whole = request("old", route=None)
+    line = orjson.loads(orjson.dumps(whole))
+    del line["other_meters"], line["route"], line["attempts"][0]["service_tier"]
+    await store.append([orjson.dumps(line)])
+    assert await store.request("old") == whole
+    for broken in (b"{", b"[]", b'{"id":"x"}', orjson.dumps(line | {"attempts": [1]})):
+        with pytest.raises(RowsRefused):
+            await store.append([orjson.dumps(request("new")), broken])
+    with pytest.raises(RowsRefused):
+        await store.append([orjson.dumps(line | {"id": "wrong", "output_tokens": "many"})])
+    with pytest.raises(RowsRefused):
+        await store.append([orjson.dumps(line | {"id": "twice", "attempts": line["attempts"] * 2})])
+    assert await count(store, module.requests) == 1
+
+
+async def test_a_decision_is_stored_small_and_in_a_form_that_says_its_own(store):
+    record = request("req", decision={"route": "default", "order": [], "cut": ["a/b"] * 50})
+    await store.append(lines(record))
+    (row,) = await store.select(sa.select(module.request_facts.c.decision))
+    assert (row["decision"][:1], len(row["decision"]) < 60) == (b"\x01", True)
+    async with store._begin() as connection:
+        plain = sa.update(module.request_facts).values(decision=b'{"route":"plain"}')
+        await connection.execute(plain)
+    assert (await store.request("req")).decision == {"route": "plain"}
+    async with store._begin() as connection:
+        await connection.execute(sa.update(module.request_facts).values(decision=b"\x07abc"))
+    with pytest.raises(ValueError, match="format 7: a newer version"):
+        await store.request("req")
+
+
+async def test_a_snapshot_does_not_see_what_comes_later(store):
+    await store.append(lines(request("one")))
+    counted = sa.select(sa.func.count().label("n")).select_from(module.requests)
+    async with store.snapshot() as snapshot:
+        await store.append(lines(request("two")))
+        assert await snapshot.select(counted) == [{"n": 1}]
+        assert await snapshot.select(counted) == [{"n": 1}]
+    assert await store.select(counted) == [{"n": 2}]
+    async with store.snapshot() as snapshot:
+        with pytest.raises(StoreUnavailable):
+            await snapshot.select(sa.select(sa.text("nonsense")))
+    assert await store.select(counted) == [{"n": 2}]
+
+
+async def test_months_have_partitions_and_no_clock_makes_one(postgres_url):
+    store = await Store.connect(postgres_url)
+    await store.append(
+        lines(
+            request("october", started_at_us=begin_us(202610)),
+            request("last of october", started_at_us=begin_us(202611) - 1),
+            request("january", started_at_us=begin_us(202401)),
+            request("no clock", started_at_us=7),
+            request("far", started_at_us=begin_us(203002)),
+            request("farther", started_at_us=2**60),
+        )
+    )
+    where = sa.text("SELECT id, tableoid::regclass::text AS name FROM request_facts")
+    async with store._begin() as connection:
+        found = {row.id: row.name for row in await connection.execute(where)}
+        attempts_too = await connection.execute(
+            sa.text("SELECT count(*) FROM attempt_facts_202610 UNION ALL"
+                    " SELECT count(*) FROM attempt_facts_default")
+        )  # fmt: skip
+        assert list(attempts_too.scalars()) == [2, 3]
+    assert found == {
+        "october": "request_facts_202610",
+        "last of october": "request_facts_202610",
+        "january": "request_facts_202401",
+        "no clock": "request_facts_default",
+        "far": "request_facts_default",
+        "farther": "request_facts_default",
+    }
+    await store.close()
+
+
+async def test_rows_that_came_before_their_month_move_into_it(postgres_url):
+    """As when a clock was ahead, and its month has come."""
+    store = await Store.connect(postgres_url)
+    store._writer._months = {202609}  # it believes so: the row goes to the default partition
+    early = request("early", started_at_us=begin_us(202609) + 5)
+    await store.append(lines(early))
+    other = Store(store._engine)
+    later = request("later", started_at_us=begin_us(202609) + 6)
+    await other.append(lines(later, early))
+    assert await count(store, sa.table("request_facts_202609")) == 2
+    assert await count(store, sa.table("request_facts_default")) == 0
+    assert [await store.request(name) for name in ("early", "later")] == [early, later]
+    assert (await store.rollups_agree()).differences == []
+    await store.close()
 
 
 TEXT = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=30)
