@@ -16,21 +16,24 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
 
 from gateway.domain.errors import NotFound
+from gateway.ledger.audit_report import FIGURES, OTHERS, SHOWN_MAX, Check, Found, Report
 from gateway.ledger.laws import LAWS, Book, Case, Row, check
-from gateway.ledger.store import Store, attempts, requests
+from gateway.ledger.price_audit import PriceAudit
+from gateway.ledger.prices import PriceBook
+from gateway.ledger.store import Store, attempts, prunings, requests
 from gateway.ledger.unsent import REFUSED, pages, segments
 from gateway.ledger.versions import Versions
 
+__all__ = ["Check", "Found", "Read", "Report", "Unreadable", "audit", "count", "database_us"]
+
 PAGE_ROWS = 1_000
 BOOKS_MAX = 16
-SHOWN_MAX = 5  # request ids kept of each check
 SKEW_US = 10_000_000  # what the clocks of gateways and database may differ
 WAIT_US = 60_000_000  # in which a row reaches the database, unless that is away
 COPY_WAIT_US = 3_600_000_000  # in which the original of a copy has ended
@@ -49,115 +52,6 @@ class Read(Protocol):
     def __call__(self, files: Mapping[str, str]) -> tuple[str, Book]:
         """Raises Unreadable."""
         ...
-
-
-class Found(NamedTuple):
-    """One violation. `id` is the request's, or whatever the check is about."""
-
-    id: str
-    what: str
-
-
-@dataclass(slots=True, kw_only=True)
-class Check:
-    """One named check: its law, what to do, what was looked at and what was found."""
-
-    name: str
-    says: str
-    fix: str
-    weight: Literal["violation", "warning"] = "violation"
-    looked: int = 0
-    broken: int = 0
-    first: list[Found] = field(default_factory=list)
-
-    def add(self, found: Found) -> None:
-        self.broken += 1
-        if len(self.first) < SHOWN_MAX:
-            self.first.append(found)
-
-    @property
-    def state(self) -> str:
-        return self.weight if self.broken else "ok"
-
-
-@dataclass(slots=True, kw_only=True)
-class Report:
-    """What an audit found. `figures` are counts that are no faults."""
-
-    since_us: int
-    until_us: int
-    checks: dict[str, Check]
-    figures: dict[str, int]
-
-    def count(self, weight: str) -> int:
-        """How many violations, or warnings, there are."""
-        return sum(c.broken for c in self.checks.values() if c.weight == weight)
-
-
-_OTHERS = (
-    Check(
-        name="unique",
-        says="No request is there twice: the key of the table sees to it.",
-        fix="The table has lost its primary key: restore the schema, then the rows.",
-    ),
-    Check(
-        name="orphans",
-        says="Every attempt has its request; they are written together.",
-        fix="Rows were deleted: restore them from a backup.",
-    ),
-    Check(
-        name="future",
-        says="No request started after the database's present.",
-        fix="The clock of a gateway is wrong: correct it, and mind the periods of its rows.",
-    ),
-    Check(
-        name="bundle_unchanged",
-        says="The texts kept of a policy bundle have the digest they are kept under.",
-        fix="Somebody changed them: put the texts back from version control.",
-    ),
-    Check(
-        name="bundle_readable",
-        says="This version reads the catalog and the prices of every bundle.",
-        fix="Audit that period with the version that wrote it: costs and privacy were not checked.",
-        weight="warning",
-    ),
-    Check(
-        name="refused_rows",
-        says="The database took every row.",
-        fix="The rows are in journal/refused.jsonl: mend what the log says and insert them.",
-    ),
-    Check(
-        name="journal_adopted",
-        says="What a dead worker left is adopted by a living one.",
-        fix="Start a gateway on this folder: it sends the rows. Do not delete the files.",
-        weight="warning",
-    ),
-    Check(
-        name="journal_sent",
-        says="Rows reach the database within a minute of their end.",
-        fix="See /readyz and the log: the database is away, or slower than the traffic.",
-        weight="warning",
-    ),
-    Check(
-        name="holds",
-        says="No budget is still held for a request that has ended.",
-        fix="It is given back when its lease ends; report it, a settlement was lost.",
-    ),
-)
-FIGURES = (
-    "requests",
-    "attempts",
-    "cost_nano_usd",
-    "unpriced_requests",
-    "unpriced_attempts",
-    "estimated_requests",
-    "interrupted_requests",
-    "copies",
-    "copies_waiting",
-    "rows_waiting",
-    "requests_in_flight",
-    "bundles",
-)
 
 
 async def audit(
@@ -180,6 +74,7 @@ async def audit(
     now_us = await database_us(store)
     end_us = min(now_us + SKEW_US, until_us or now_us + SKEW_US)
     run = _Run(store, _Bundles(store, read), since_us, end_us, now_us)
+    await run.prunings()
     after: tuple[int, str] = (since_us, "")
     while page := await run.page(after, rows):
         await run.judge(page)
@@ -188,6 +83,8 @@ async def audit(
         after = page[-1]["started_at_us"], page[-1]["id"]
     await run.orphans(5 * rows)
     await run.future(until_us)
+    await run.prices(rows)
+    await run.rollups()
     if journal is not None:
         await run.journals(journal, rows)
     if holds is not None:
@@ -271,8 +168,9 @@ class _Run:
         self.bundles = bundles
         self._now_us = now_us
         self._since_us, self._until_us = since_us, until_us
+        self._rows_pruned_us = self._decisions_pruned_us = 0
         laws = [Check(name=law.name, says=law.says, fix=law.fix) for law in LAWS]
-        others = [Check(name=c.name, says=c.says, fix=c.fix, weight=c.weight) for c in _OTHERS]
+        others = [Check(name=c.name, says=c.says, fix=c.fix, weight=c.weight) for c in OTHERS]
         checks = {made.name: made for made in (*laws, *others)}
         self._laws = [(law, checks[law.name]) for law in LAWS]
         self.report = Report(
@@ -315,7 +213,9 @@ class _Run:
                 book=bundle.book,
                 in_versions=bundle.in_versions,
                 original=originals.get(row["shadow_of"]),
-                waiting=row["started_at_us"] > old_us,
+                waiting=row["started_at_us"] > old_us
+                or row["started_at_us"] < self._rows_pruned_us + COPY_WAIT_US,
+                pruned=row["started_at_us"] < self._decisions_pruned_us,
             )
             for law, tally in self._laws:
                 if law.applies(case):
@@ -323,6 +223,45 @@ class _Run:
                     if (what := check(law, case)) is not None:
                         tally.add(Found(row["id"], what))
             self._figure(case)
+
+    async def prunings(self) -> None:
+        """What was deleted by policy is not missing."""
+        deleted, emptied = prunings.c.rows_before_us, prunings.c.decisions_before_us
+        query = sa.select(
+            sa.func.max(deleted).label("rows"), sa.func.max(emptied).label("decisions")
+        )
+        (row,) = await self._store.select(query)
+        self._rows_pruned_us, self._decisions_pruned_us = row["rows"] or 0, row["decisions"] or 0
+
+    async def prices(self, rows: int) -> None:
+        """What was stated of prices, and corrections."""
+        checks = self.report.checks
+
+        async def book_of(digest: str) -> PriceBook | None:
+            book = (await self.bundles.get(digest)).book
+            return None if book is None else book.prices
+
+        def add(law: str, about: str, what: str) -> None:
+            checks[law].add(Found(about, what))
+
+        def looked(law: str, count: int) -> None:
+            checks[law].looked += count
+
+        work = PriceAudit(self._store, book_of, add, looked)
+        since_us = max(self._since_us, self._rows_pruned_us)
+        await work.corrections(since_us, self._until_us, rows)
+        await work.runs()
+        await work.statements(self._since_us)
+        await work.known()
+
+    async def rollups(self) -> None:
+        """Sums by hour, of the hours that the period touches."""
+        found = await self._store.rollups_agree(self._since_us, self._until_us)
+        tally = self.report.checks["rollups"]
+        tally.looked = found.hours
+        for one in found.differences:
+            hour = f"{one.table} {one.key[0] // 1_000_000}"
+            tally.add(Found(hour, f"{one.column} {one.booked}, the rows make it {one.counted}"))
 
     async def _unique(self, ids: Sequence[str]) -> None:
         tally = self.report.checks["unique"]

@@ -39,7 +39,7 @@ class Case:
 
     `book` is None where its bundle is not kept or cannot be read. `in_versions`: its policy digest
     was in force at some time. `original` is the request that a copy is of, None where there is
-    none; `waiting` where it may still come.
+    none; `waiting` where it may still come. `pruned`: what was decided may have been deleted.
     """
 
     row: Row
@@ -48,6 +48,7 @@ class Case:
     in_versions: bool = True
     original: Row | None = None
     waiting: bool = False
+    pruned: bool = False
 
     @property
     def interrupted(self) -> bool:

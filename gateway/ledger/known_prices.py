@@ -108,7 +108,7 @@ async def make_sure(store: Store, book: PriceBook, *, author: str, digest: str) 
 
     Raises StoreUnavailable.
     """
-    if await _stated(store, book):
+    if not await unlike(store, book):  # asked without a turn, as every start does
         return
     async with store.turn() as connection:
         newest = sa.select(versions.c.digest).order_by(versions.c.number.desc()).limit(1)
@@ -116,10 +116,18 @@ async def make_sure(store: Store, book: PriceBook, *, author: str, digest: str) 
             await recorder(book, author=author, digest=digest)(connection)
 
 
-async def _stated(store: Store, book: PriceBook) -> bool:
-    """Whether the book is known already: asked without a turn, as every start does."""
+async def unlike(store: Store, book: PriceBook) -> list[tuple[Subject, str]]:
+    """Where the book differs from what is known, and how. Raises StoreUnavailable."""
     known = {one.subject: one for one in map(_statement, await store.select(_known(None)))}
-    return not any(True for _ in _news(known, subjects(book)))
+    return [
+        (
+            Subject(news["backend"], news["model"], news["valid_from_us"]),
+            "is known, but not in force"
+            if news["terms"] is None
+            else f"{news['rates_id']} is in force, but not known so",
+        )
+        for news in _news(known, subjects(book))
+    ]
 
 
 def _news(

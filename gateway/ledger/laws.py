@@ -259,8 +259,11 @@ def _sent(case: Case) -> bool:
 
 
 def _routed(case: Case) -> bool:
-    """A row that was closed after a crash has lost its decision; a limit refuses before it."""
+    """A row that was closed after a crash has lost its decision; a limit refuses before it; old
+    ones are deleted where somebody said so."""
     decision = case.row["decision"]
+    if decision is None and case.pruned:
+        return False
     return (_has_owner(case) and not case.interrupted) or (
         decision is not None and "limit" not in decision
     )

@@ -16,6 +16,7 @@ from gateway.bundle import digest
 from gateway.domain.catalog import Target
 from gateway.domain.outcome import AttemptRecord, Outcome, RequestRecord
 from gateway.domain.rating import charge, metered
+from gateway.ledger import ratings
 from gateway.ledger.flusher import Flusher
 from gateway.ledger.journal import Journal
 from gateway.ledger.prices import PriceBook, load_prices
@@ -202,6 +203,18 @@ async def put_bundle(store: Store, files: Mapping[str, str] = FILES) -> None:
 def book_of(files: Mapping[str, str]) -> PriceBook:
     """The price book of policy files."""
     return load_prices([(p, text) for p, text in files.items() if p.startswith("prices/")])
+
+
+async def correct(store: Store) -> None:
+    """Two ratings again: backend c gets a price, then b another one."""
+    priced = "".join(
+        line.replace("backend: b", "backend: c") for line in PRICES.splitlines(True)[4:]
+    )
+    for at_us, text in enumerate((PRICES + priced, PRICES.replace('"2.503"', '"2.6"') + priced), 1):
+        by = ratings.By(load_prices([("own.yaml", text)]), at_us, lambda files: {})
+        everything = ratings.Wanted(since_us=0, until_us=2**60)
+        made = await ratings.apply(store, everything, by, author="test", rows=50)
+        assert made.run == at_us
 
 
 async def write(store: Store, journal: Path, made: Iterable[RequestRecord]) -> None:

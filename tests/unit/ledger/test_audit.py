@@ -23,8 +23,9 @@ from gateway.ledger.audit import Report, audit, count
 from gateway.ledger.journal import Journal
 from gateway.ledger.laws import LAWS, Case
 from gateway.ledger.laws import broken as laws_broken
+from gateway.ledger.price_audit import LAWS as PRICE_LAWS
 from gateway.ledger.store import Store
-from tests.unit.ledger.audited import FILES, START_US, book_of, put_bundle, records, write
+from tests.unit.ledger.audited import FILES, START_US, book_of, correct, put_bundle, records, write
 from tests.unit.ledger.thawed import THAW
 
 COUNT = 120
@@ -40,6 +41,7 @@ def clean(tmp_path_factory) -> Path:
         store = await Store.connect(f"sqlite:///{folder / 'ledger.db'}")
         await put_bundle(store)
         await write(store, folder / "journal", records(COUNT))
+        await correct(store)
         await store.close()
 
     asyncio.run(make())
@@ -86,6 +88,7 @@ async def test_postgres_says_the_same_as_sqlite(clean, postgres_url, tmp_path):
     store = await Store.connect(postgres_url)
     await put_bundle(store)
     await write(store, tmp_path, records(COUNT))
+    await correct(store)
     found = await audit(store, read=read, since_us=0, rows=50, journal=tmp_path)
     assert broken(found) == {}
     same = await asyncio.to_thread(audited, clean)
@@ -150,6 +153,11 @@ def attempt(what: str, name: str = "ok-00000", number: int = 1) -> str:
     return ATTEMPT.format(what, name, number)
 
 
+def correction(what: str) -> str:
+    """Of what was booked without a price, and has one since the first run."""
+    return f"UPDATE corrections SET {what} WHERE run = 1 AND request_id = 'unpriced-00004'"
+
+
 MADE = list(records(COUNT))
 BOOK = book_of(FILES)
 OLD = BOOK.rows[Target("a", "m")][0].base.id
@@ -180,7 +188,7 @@ CORRUPTIONS: dict[str, tuple[str, set[str]]] = {
     "another backend": (request("backend = 'b'"), {"answer"}),
     "another source": (request("usage_source = 'estimated'"), {"answer"}),
     "an attempt too many counted": (request("attempt_count = 2"), {"attempts_numbered"}),
-    "a gap in the numbers": (attempt("number = 3", "retried-00001", 2), {"attempts_numbered"}),
+    "a gap in the numbers": (attempt("number = 3", "failed-00005", 2), {"attempts_numbered"}),
     "negative tokens": (
         ("UPDATE requests SET cached_tokens = -1 WHERE id = 'unpriced-00004';"
         "UPDATE attempts SET cached_tokens = -1 WHERE request_id = 'unpriced-00004'"),
@@ -242,7 +250,7 @@ CORRUPTIONS: dict[str, tuple[str, set[str]]] = {
         f"UPDATE attempts SET cost_nano_usd = NULL, rates_id = NULL, uncached_tokens = NULL, "
         "cached_tokens = NULL, output_tokens = NULL, reasoning_tokens = NULL, "
         f"usage_source = 'none' WHERE request_id = '{STANDARD}' AND number = 1"),
-        {"never_zero", "cost_rated"},
+        {"never_zero", "cost_rated", "corrections_sum"},
     ),
     "for nothing": (
         ("PRAGMA ignore_check_constraints = ON;"
@@ -337,6 +345,55 @@ CORRUPTIONS: dict[str, tuple[str, set[str]]] = {
         "DELETE FROM attempts WHERE request_id = 'left-00010'",
         {"attempts_numbered", "cost_sum", "answer", "priced"},
     ),
+    "a correction of no attempt": (correction("attempt = 9"), {"corrections"}),
+    "a correction of another hour": (
+        correction("request_started_at_us = request_started_at_us + 1"), {"corrections"}
+    ),
+    "a correction of nothing metered": (
+        correction("request_id = 'crashed-00012', request_started_at_us = "
+                   "(SELECT started_at_us FROM requests WHERE id = 'crashed-00012')"),
+        {"corrections"},
+    ),
+    "a run is gone": ("DELETE FROM rating_runs WHERE number = 2", {"corrections"}),
+    "a run that says more": (
+        "UPDATE rating_runs SET delta_nano_usd = delta_nano_usd + 1 WHERE number = 1",
+        {"run_totals"},
+    ),
+    "a correction is gone": (
+        "DELETE FROM corrections WHERE run = 1 AND request_id = 'unpriced-00004'", {"run_totals"}
+    ),
+    "another delta": (
+        correction("delta_nano_usd = delta_nano_usd + 1"), {"corrections_sum", "run_totals"}
+    ),
+    "corrected to another cost": (correction("cost_nano_usd = 1"), {"corrections_sum"}),
+    "corrected to nothing": (
+        correction("cost_nano_usd = 0, delta_nano_usd = 0"), {"corrections_sum", "run_totals"}
+    ),
+    "a price known otherwise": (
+        "UPDATE price_statements SET terms = json_set(terms, '$.note', 'x') WHERE number = 1",
+        {"price_statements", "prices_known"},
+    ),
+    "other rates known": (
+        "UPDATE price_statements SET rates_id = 'x' WHERE number = 1", {"price_statements"}
+    ),
+    "known before it was": (
+        "UPDATE price_statements SET recorded_at_us = 5 WHERE number = 2", {"price_statements"}
+    ),
+    "a statement is gone": (
+        "DELETE FROM price_statements WHERE number = 2", {"price_statements", "prices_known"}
+    ),
+    "the last statement is gone": (
+        "DELETE FROM price_statements WHERE number = 3", {"prices_known"}
+    ),
+    "a statement nobody made": (
+        ("INSERT INTO price_statements SELECT 4, recorded_at_us, backend, 'n', valid_from_us, NULL, "
+        "rates_id, terms, author, digest FROM price_statements WHERE number = 3"),
+        {"price_statements", "prices_known"},
+    ),
+    "an hour that sums up more": (
+        "UPDATE attempt_hours SET cost_nano_usd = cost_nano_usd + 1 WHERE rowid = 1", {"rollups"}
+    ),
+    "an hour that is gone": ("DELETE FROM request_hours WHERE rowid = 1", {"rollups"}),
     "twice the same": (
         ("CREATE TABLE two AS SELECT * FROM requests; DROP TABLE requests;"
         "ALTER TABLE two RENAME TO requests;"
@@ -358,7 +415,9 @@ def test_a_corruption_is_found_by_its_own_check(clean, tmp_path, what):
 
 
 def test_every_law_has_a_corruption_that_breaks_it():
-    assert {law.name for law in LAWS} <= set[str]().union(*(c[1] for c in CORRUPTIONS.values()))
+    assert {law.name for law in LAWS} | {*PRICE_LAWS} <= set[str]().union(
+        *(c[1] for c in CORRUPTIONS.values())
+    )
 
 
 def test_of_many_the_count_is_whole_and_the_first_are_named(clean, tmp_path):
@@ -389,7 +448,9 @@ def test_a_price_that_was_known_must_have_been_used(clean, tmp_path):
         connection.execute("UPDATE policy_bundles SET files = ?", (json.dumps(files),))
     connection.close()
     report = audited(database)
-    assert set(broken(report)) == {"cost_rated", "bundle_unchanged"}
+    told = {"cost_rated", "bundle_unchanged", "prices_known", "price_statements"}
+    assert set(broken(report)) <= told
+    assert {"cost_rated", "bundle_unchanged", "prices_known"} <= set(broken(report))
     assert report.checks["cost_rated"].broken == report.figures["unpriced_requests"]
 
 
