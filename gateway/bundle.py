@@ -8,7 +8,7 @@ knows no database (`ledger.versions` keeps bundles) and makes no decision.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,11 @@ import orjson
 from gateway.domain.catalog import Catalog
 from gateway.domain.limit import Limit
 from gateway.ledger.prices import PriceBook, load_prices
+from gateway.policy.budgets import refusal, uncounted
 from gateway.policy.catalog import load_catalog
 from gateway.policy.language import Policy, load_policy
 from gateway.policy.limits import load_limits
-from gateway.policy.source import ConfigErrors, Problem, nearest
+from gateway.policy.source import ConfigErrors, Problem, dotted, nearest, plain
 
 CATALOG, LIMITS, PRICES, ROUTING = "catalog.yaml", "limits.yaml", "prices/", "routing/"
 TESTS = ".tests.yaml"  # beside a routing policy: what it is expected to decide (`policy.cases`)
@@ -147,6 +148,8 @@ def load(
             )
         except ConfigErrors as errors:
             problems += errors.problems
+    if LIMITS in files and catalog is not None and prices is not None:
+        problems += _unpayable(limits, catalog, prices, files[LIMITS], source(LIMITS))
     if problems or catalog is None or policy is None or prices is None:
         raise ConfigErrors(problems)
     return Bundle(
@@ -157,6 +160,26 @@ def load(
         prices=prices,
         limits=limits,
     )
+
+
+def _unpayable(
+    limits: tuple[Limit, ...], catalog: Catalog, prices: PriceBook, text: str, source: str
+) -> Iterator[Problem]:
+    """Hard budgets over aliases that no price was ever known of, whatever the day."""
+    priced = {t for t, rows in prices.rows.items() if any(row.base.by_token for row in rows)}
+    found = [one for one in uncounted(limits, catalog, priced) if one.hard and one.nobody]
+    for one in found:
+        _, places = plain(text, source)
+        line, column = places.position(("limits", one.index, "usd"))
+        message, hint = refusal(one)
+        yield Problem(
+            source=source,
+            line=line,
+            column=column,
+            path=dotted(("limits", one.index, "usd")),
+            message=message,
+            hint=hint,
+        )
 
 
 def _text(path: Path) -> str:

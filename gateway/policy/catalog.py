@@ -46,6 +46,8 @@ from gateway.policy.language import Terms
 from gateway.policy.source import Findings, Path, digest, json_schema, nearest, read
 from gateway.policy.terms import unmet
 
+SWITCHED_OFF = "switched off in the catalog (enabled: false)"  # Backend.why_unconfigured
+
 
 def load_catalog(text: str, *, source: str, secret_present: Callable[[str], bool]) -> Catalog:
     """The file as a Catalog. Raises ConfigErrors with everything that is wrong.
@@ -364,7 +366,7 @@ def _backend(
 ) -> Backend:
     why = None
     if not file.enabled:
-        why = "switched off in the catalog (enabled: false)"
+        why = SWITCHED_OFF
     elif file.secret is not None and not secret_present(file.secret):
         why = f"{file.secret} is not set"
     return Backend(

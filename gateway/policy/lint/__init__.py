@@ -6,7 +6,7 @@ about who may serve what: it asks the engine, route by route, for the smallest r
 alias and class that gets there.
 
 Every lint is a function from what it looks at to the problems it finds: `routes` has those of the
-routing policy, `files` those of catalog, prices and limits.
+routing policy, `files` those of catalog and limits, `prices` those of the price book.
 
 Not looked for: cycles. A route names backends and kinds, an alias names targets, and neither can
 name a route or an alias, so there is nothing to go round in.
@@ -15,6 +15,7 @@ name a route or an alias, so there is nothing to go round in.
 from __future__ import annotations
 
 from gateway.policy.lint.files import lint_files
+from gateway.policy.lint.prices import lint_prices
 from gateway.policy.lint.routes import lint_routes
 from gateway.policy.lint.subject import ERROR, NOTE, WARNING, Sheet, Subject
 from gateway.policy.source import Problem
@@ -24,5 +25,5 @@ __all__ = ["ERROR", "NOTE", "WARNING", "Sheet", "Subject", "lint"]
 
 def lint(subject: Subject) -> list[Problem]:
     """All that is suspicious, in the order of the files and the lines."""
-    found = {*lint_routes(subject), *lint_files(subject)}
+    found = {*lint_routes(subject), *lint_files(subject), *lint_prices(subject)}
     return sorted(found, key=lambda p: (p.source, p.line, p.column, p.message))

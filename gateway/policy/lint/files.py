@@ -1,24 +1,23 @@
-"""Lints of catalog, prices and limits: what no routing policy can put right. Pure."""
+"""Lints of catalog and limits: what no routing policy can put right. Pure."""
 
 from __future__ import annotations
 
-import datetime as dt
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from gateway.domain.catalog import StandIn, Target
 from gateway.domain.limit import AtLimit, Limit, Unit
-from gateway.domain.money import cost, usd
-from gateway.policy.lint.subject import ERROR, NOTE, WARNING, Sheet, Subject
+from gateway.domain.money import usd
+from gateway.policy.budgets import Uncounted, counted, refusal, uncounted
+from gateway.policy.lint.subject import ERROR, NOTE, WARNING, Subject
 from gateway.policy.source import Path, Problem
+from gateway.policy.worst import hold_nano_usd, worst
 
-STALE_DAYS = 180
 _PRECISION = re.compile(r"fp4|nvfp4|mxfp4|fp8|int8|int4|awq|gptq|fp16|bf16", re.IGNORECASE)
 
 
 def lint_files(subject: Subject) -> Iterator[Problem]:
-    """All that is suspicious in catalog, prices and limits."""
+    """All that is suspicious in catalog and limits."""
     for check in _CHECKS:
         yield from check(subject)
 
@@ -67,68 +66,6 @@ def _stand_ins(subject: Subject) -> Iterator[Problem]:
                 )
 
 
-# --- prices -----------------------------------------------------------------------------------
-
-
-def _unpriced(subject: Subject) -> Iterator[Problem]:
-    sheet = subject.catalog_file
-    dated = {row.target for row in _rows(subject)}
-    for name, backend in subject.catalog.backends.items():
-        for model in backend.models:
-            target = Target(name, model)
-            if target not in subject.rates:
-                when = f" on {subject.today}, only later" if target in dated else ""
-                yield sheet.tell(
-                    NOTE,
-                    ("backends", name, "models", model),
-                    f"no price for {target}{when}: unpriced, not free",
-                    "add a row to prices/",
-                    key=True,
-                )
-
-
-class _Row:
-    """A row of a price file, where it stands."""
-
-    def __init__(self, sheet: Sheet, index: int, row: dict[str, Any]) -> None:
-        self.sheet = sheet
-        self.path: Path = ("prices", index)
-        self.target = Target(row["backend"], row["model"])
-        self.from_ = dt.date.fromisoformat(row["from"])
-        self.read_on = dt.date.fromisoformat(row["read_on"])
-
-
-def _rows(subject: Subject) -> list[_Row]:
-    return [
-        _Row(sheet, index, row)
-        for sheet in subject.price_files
-        for index, row in enumerate(sheet.value["prices"])
-    ]
-
-
-def _stale(subject: Subject) -> Iterator[Problem]:
-    """Rows in force that nobody has compared with the vendor for long, and rows of nothing."""
-    in_force: dict[Target, _Row] = {}
-    for row in _rows(subject):
-        backend = subject.catalog.backends.get(row.target.backend)
-        if backend is None or row.target.model not in backend.models:
-            yield row.sheet.tell(
-                NOTE, row.path, f"a price for {row.target}, which is not in the catalog"
-            )
-        elif row.from_ <= subject.today:
-            before = in_force.get(row.target)
-            in_force[row.target] = row if before is None or row.from_ > before.from_ else before
-    for row in in_force.values():
-        age = (subject.today - row.read_on).days
-        if age > STALE_DAYS:
-            yield row.sheet.tell(
-                WARNING,
-                (*row.path, "read_on"),
-                f"the price of {row.target} was read {age} days ago",
-                "compare it with the vendor's and append a row",
-            )
-
-
 # --- limits -----------------------------------------------------------------------------------
 
 
@@ -146,13 +83,44 @@ def _limits(subject: Subject) -> Iterator[Problem]:
             "to share a limit, several workers or nodes need Redis",
             key=True,
         )
+    for found in uncounted(subject.limits, subject.catalog, subject.rates):
+        for severity, message, hint in _uncounted(found, subject):
+            yield sheet.tell(severity, ("limits", found.index, "usd"), message, hint)
     for index, limit in enumerate(subject.limits):
-        for severity, message, hint in _too_small(limit, subject):
+        for severity, message, hint in (
+            *_too_small(limit, subject),
+            *_service_tiers(limit, subject),
+        ):
             yield sheet.tell(severity, ("limits", index, limit.unit.value), message, hint)
 
 
+def _uncounted(found: Uncounted, subject: Subject) -> Iterator[tuple[str, str, str]]:
+    """Money that nobody can count: kept away from by a hard budget, passed over by another."""
+    if found.hard and found.nobody:
+        yield (ERROR, *refusal(found, f" on {subject.today}"))
+    elif found.nobody:
+        yield (
+            WARNING,
+            f"counts nothing of {_few(found.nobody)}: none of its targets has a price",
+            "add rows to prices/, or name other aliases in match",
+        )
+    if found.targets:
+        what = "keeps requests from" if found.hard else "counts what it holds, not what is used, of"
+        names = _few(tuple(map(str, found.targets)))
+        yield (
+            WARNING,
+            f"{what} {names}: no price, and money must count",
+            "add rows to prices/",
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
 def _too_small(limit: Limit, subject: Subject) -> Iterator[tuple[str, str, str]]:
-    """Limits in which one request does not fit, and money that nobody can count."""
+    """Limits in which one request does not fit."""
     held = limit.hold_output_tokens
     if limit.unit is Unit.TOKENS and held >= limit.amount:
         yield (
@@ -162,18 +130,9 @@ def _too_small(limit: Limit, subject: Subject) -> Iterator[tuple[str, str, str]]
         )
     if limit.unit is not Unit.USD:
         return
-    only = limit.match.get("alias")
-    aliases = [a for name, a in subject.catalog.aliases.items() if only is None or name in only]
-    targets = {target for alias in aliases for target in alias.targets}
-    if unpriced := sorted(map(str, targets - set(subject.rates))):
-        more = f" and {len(unpriced) - 3} more" if len(unpriced) > 3 else ""
-        yield (
-            WARNING,
-            f"keeps requests from {', '.join(unpriced[:3])}{more}: no price, and money must count",
-            "add rows to prices/",
-        )
+    aliases = counted(limit, subject.catalog)
     # What is held is what the dearest target of the alias could cost.
-    least = [max((_price(t, 0, held, subject) for t in a.targets), default=0) for a in aliases]
+    least = [max((_holds(t, held, subject) for t in a.targets), default=0) for a in aliases]
     if least and min(least) > limit.amount:
         held_usd, all_of_it = usd(min(least)), usd(limit.amount)
         yield (
@@ -182,10 +141,12 @@ def _too_small(limit: Limit, subject: Subject) -> Iterator[tuple[str, str, str]]
             "raise it, or lower hold_output_tokens",
         )
         return
-    dearest = max(targets, key=lambda t: (_price(t, None, held, subject), str(t)), default=None)
-    worst = 0 if dearest is None else _price(dearest, None, held, subject)
-    if worst > limit.amount:
-        price = f"${usd(worst)}, of ${usd(limit.amount)}"
+    targets = {target for alias in aliases for target in alias.targets}
+    most, dearest = max(
+        ((_holds(t, held, subject, longest=True), str(t)) for t in targets), default=(0, "")
+    )
+    if most > limit.amount:
+        price = f"${usd(most)}, of ${usd(limit.amount)}"
         yield (
             WARNING,
             f"one request may want more than all of it: the longest for {dearest} costs {price}",
@@ -193,17 +154,37 @@ def _too_small(limit: Limit, subject: Subject) -> Iterator[tuple[str, str, str]]
         )
 
 
-def _price(target: Target, prompt: int | None, output: int, subject: Subject) -> int:
-    """Nano-USD of so many tokens; a prompt of None is the longest there is. Unpriced: 0."""
-    rates = subject.rates.get(target)
+def _holds(target: Target, output: int, subject: Subject, *, longest: bool = False) -> int:
+    """Nano-USD that a request there holds at least, or for the longest prompt. Unpriced: 0."""
+    rates = worst([subject.rates[target]] if target in subject.rates else [])
     if rates is None:
         return 0
     model = subject.catalog.backends[target.backend].models[target.model]
-    output = min(output, model.output_tokens_max or output)
-    if prompt is None:
+    output, prompt = min(output, model.output_tokens_max or output), 0
+    if longest:
         room = max(0, (model.context_tokens or 0) - output)
         prompt = min(room, model.prompt_tokens_max or room)
-    return cost(rates, uncached=prompt, cached=0, output=output)
+    return hold_nano_usd(rates, prompt_tokens=prompt, output_tokens=output)
+
+
+def _service_tiers(limit: Limit, subject: Subject) -> Iterator[tuple[str, str, str]]:
+    """Service tiers that a hard budget can count at some targets of an alias and not at others."""
+    if limit.unit is not Unit.USD or limit.at_limit is not AtLimit.REFUSE:
+        return
+    kept: dict[str, set[str]] = {}
+    for alias in counted(limit, subject.catalog):
+        priced = {t: subject.rates[t] for t in alias.targets if t in subject.rates}
+        for tier in {tier for rates in priced.values() for tier in rates.service_tiers}:
+            lacking = (t for t, rates in priced.items() if tier not in rates.service_tiers)
+            kept.setdefault(tier, set()).update(map(str, lacking))
+    for tier, targets in sorted(kept.items()):
+        if targets:
+            names = _few(sorted(targets))
+            yield (
+                NOTE,
+                f"keeps requests for service tier {tier} from {names}: no price of it there",
+                "add it to their rows under when:, if they have it",
+            )
 
 
 def _spent(subject: Subject) -> Iterator[Problem]:
@@ -227,8 +208,6 @@ def _spent(subject: Subject) -> Iterator[Problem]:
 _CHECKS: tuple[Callable[[Subject], Iterator[Problem]], ...] = (
     _clearances,
     _stand_ins,
-    _unpriced,
-    _stale,
     _limits,
     _spent,
 )

@@ -255,7 +255,7 @@ def test_a_shadow_may_be_outside_of_the_tiers():
     assert extra(policy=policy) == []
 
 
-HOST_ROW = PRICES.splitlines(keepends=True)[3]
+HOME_ROW, HOST_ROW, API_ROW = PRICES.splitlines(keepends=True)[2:5]
 
 
 def test_a_backend_without_a_price_where_prices_are_compared():
@@ -385,6 +385,75 @@ def test_a_name_that_tells_of_another_precision():
     )
 
 
+# --- prices -----------------------------------------------------------------------------------
+
+
+NIGHT = 'hours_utc: ["22:00-06:00"], input_usd_per_mtok: "1", output_usd_per_mtok: "5"'
+HERE = 'region: here, input_usd_per_mtok: "1", output_usd_per_mtok: "5"'
+
+
+def test_a_variant_of_another_region_never_holds():
+    assert extra(prices=variant(HOST_ROW, f"{{{HERE}}}")) == [
+        "prices.yaml:4:47: note: prices[1].when[0].region: never holds: the region of host is not stated; correct data.region in the catalog, or leave the variant out"
+    ]
+    assert extra(prices=variant(HOME_ROW, f"{{{HERE}}}")) == []
+
+
+def test_a_variant_that_others_leave_no_minute():
+    day = NIGHT.replace("22:00-06:00", "06:00-22:00").replace("hours", "region: here, hours")
+    both = variant(HOME_ROW, f"{{{HERE}}}", f"{{{day}}}")
+    assert extra(prices=both) == []
+    night = NIGHT.replace("hours", "region: here, hours")
+    assert extra(prices=variant(HOME_ROW, f"{{{HERE}}}", f"{{{day}}}", f"{{{night}}}")) == [
+        "prices.yaml:3:38: warning: prices[0].when[0]: never holds: others that say more take every minute of its day; leave it out"
+    ]
+    flex = f"{{{FLEX}}}"
+    assert extra(prices=variant(HOME_ROW, flex, f"{{{day}}}", f"{{{night}}}")) == [], "another tier"
+
+
+def test_a_tier_of_prompts_that_the_catalog_does_not_allow():
+    tier = 'long_prompts: [{above_prompt_tokens: 100000, input_usd_per_mtok: "6", output_usd_per_mtok: "10"}]'
+    long = edited(PRICES, API_ROW, API_ROW.replace(" from:", f" {tier}, from:"))
+    assert extra(prices=long) == [
+        "prices.yaml:5:67: note: prices[2].long_prompts[0].above_prompt_tokens: never reached: the catalog allows api/m prompts of 100,000 tokens"
+    ]
+    assert extra(prices=long.replace("100000", "99999")) == []
+
+
+def test_a_price_that_ends_and_none_follows():
+    soon = edited(
+        PRICES,
+        HOST_ROW,
+        HOST_ROW.replace("from: 2026-01-01", "from: 2026-01-01, until: 2026-12-01"),
+    )
+    assert extra(prices=soon) == [
+        "prices.yaml:4:56: warning: prices[1].until: the price of host/m ends in 8 days and no other follows: unpriced then; append a row from that day on"
+    ]
+    following = soon + HOST_ROW.replace("2026-01-01", "2026-12-01")
+    assert extra(prices=following) == []
+    over = soon.replace("until: 2026-12-01", 'until: "2026-11-23T00:00:00Z"')
+    assert any(
+        "no price for host/m since 2026-11-23T00:00:00Z: unpriced, not free" in line
+        for line in extra(prices=over)
+    )
+
+
+def test_files_without_prices_of_models():
+    assert extra(prices=PRICES) == []
+    hours = "version: 1\ngpu_hours: []\n"
+    assert any("no price for api/e" in line for line in told(prices=hours))
+
+
+def test_what_is_not_paid_by_the_token():
+    seconds = API_ROW.replace(
+        'input_usd_per_mtok: "2", output_usd_per_mtok: "10"', 'usd_per_second: "0.01"'
+    )
+    assert any(
+        "no price for api/m: what it costs is not by the token" in line
+        for line in extra(prices=edited(PRICES, API_ROW, seconds))
+    )
+
+
 # --- limits -----------------------------------------------------------------------------------
 
 
@@ -418,6 +487,68 @@ def test_money_that_nobody_can_count():
     assert (
         "limits.yaml:5:10: warning: limits[0].usd: keeps requests from host/m: no price, and money must count; add rows to prices/"
     ) in lines
+
+
+ONLY_CHAT = edited(LIMITS, "per: team", "per: team\n    match: {alias: [chat]}")
+
+
+def test_a_hard_budget_over_what_nobody_has_a_price_of_is_an_error():
+    later = PRICES.replace("from: 2026-01-01", "from: 2026-12-01")
+    lines = extra(limits=ONLY_CHAT, prices=later)
+    assert (
+        "limits.yaml:6:10: limits[0].usd: no target of chat has a price on 2026-11-23: a hard budget cannot count it, so every request would be refused; add rows to prices/, name other aliases in match, or say at_limit: route"
+    ) in lines
+    soft = ONLY_CHAT + "    at_limit: route\n"
+    assert (
+        "limits.yaml:6:10: warning: limits[0].usd: counts nothing of chat: none of its targets has a price; add rows to prices/, or name other aliases in match"
+    ) in extra(limits=soft, prices=later)
+
+
+def test_a_budget_that_routes_does_not_keep_requests_from_anybody():
+    soft = ONLY_CHAT + "    at_limit: route\n"
+    lines = extra(limits=soft, prices=edited(PRICES, HOST_ROW, ""))
+    assert any("counts what it holds, not what is used, of host/m" in line for line in lines)
+
+
+def test_what_the_catalog_switches_off_needs_no_price():
+    off = CATALOG.replace("    kind: closed_api\n", "    enabled: false\n    kind: closed_api\n")
+    assert not any(
+        "limits.yaml" in line
+        for line in extra(limits=ONLY_CHAT, catalog=off, prices=edited(PRICES, API_ROW, ""))
+    )
+
+
+def test_holds_know_what_writing_to_a_cache_costs_and_long_prompts():
+    dear = edited(
+        PRICES,
+        API_ROW,
+        API_ROW.replace(
+            " from:", ' cache_write_1h_usd_per_mtok: "4", cache_write_5m_usd_per_mtok: "3", from:'
+        ),
+    )
+    (line,) = extra(limits=edited(ONLY_CHAT, '"50"', '"0.3"'), prices=dear)
+    assert "the longest for api/m costs $0.424576, of $0.3" in line
+    tier = '{above_prompt_tokens: 50000, input_usd_per_mtok: "6", output_usd_per_mtok: "10"}'
+    long = edited(PRICES, API_ROW, API_ROW.replace(" from:", f" long_prompts: [{tier}], from:"))
+    (line,) = extra(limits=edited(ONLY_CHAT, '"50"', '"0.3"'), prices=long)
+    assert "the longest for api/m costs $0.616384, of $0.3" in line
+
+
+def variant(row: str, *what: str) -> str:
+    return edited(PRICES, row, row.replace(" from:", f" when: [{', '.join(what)}], from:"))
+
+
+FLEX = 'service_tier: flex, input_usd_per_mtok: "1", output_usd_per_mtok: "5"'
+
+
+def test_a_service_tier_that_a_hard_budget_cannot_count_everywhere():
+    flex = variant(API_ROW, f"{{{FLEX}}}")
+    assert extra(limits=ONLY_CHAT, prices=flex) == [
+        "limits.yaml:6:10: note: limits[0].usd: keeps requests for service tier flex from home/m, host/m: no price of it there; add it to their rows under when:, if they have it"
+    ]
+    assert extra(limits=ONLY_CHAT + "    at_limit: route\n", prices=flex)[0].startswith(
+        "limits.yaml:8:15"
+    )
 
 
 def test_limits_that_are_not_shared():
