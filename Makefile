@@ -5,7 +5,7 @@ PYTHON ?= python3
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 RUN := .venv/bin/
 
-.PHONY: help demo test test-engines check bench lock format clean
+.PHONY: help demo test test-engines test-focus check bench lock format clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
@@ -31,6 +31,9 @@ test: .venv/.dev ## everything but the vLLM engines: real Postgres, Redis protoc
 
 test-engines: .venv/.dev ## the gateway before a real vLLM on CPU, single and tensor-parallel
 	$(RUN)python -m tests.run --engines $(ARGS)
+
+test-focus: .venv/.dev ## the FOCUS export before the official validator; needs a Python 3.12 or newer
+	$(RUN)python -m tests.focus.validate
 
 check: .venv/.dev ## format, lint, types, layers
 	$(RUN)ruff format --check gateway tests migrations selfhost

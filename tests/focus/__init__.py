@@ -1,0 +1,1 @@
+"""The FOCUS export before the specification's own validator."""
