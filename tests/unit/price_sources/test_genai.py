@@ -7,6 +7,14 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from genai_prices import Usage
+from genai_prices.types import (
+    ClauseEquals,
+    ModelInfo,
+    ModelPrice,
+    Provider,
+    TieredPrices,
+)
 
 from gateway.domain.catalog import Kind, Target
 from gateway.domain.money import Meter, rate
@@ -18,10 +26,6 @@ from gateway.price_sources.genai import GenaiPrices
 from gateway.price_sources.offers import Condition, Offer
 from gateway.price_sources.providers import names
 from gateway.price_sources.timeline import changes
-
-pytest.importorskip("genai_prices")
-from genai_prices import Usage  # noqa: E402
-from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices  # noqa: E402
 
 POLICIES = Path(__file__).parents[3] / "policies"
 TODAY = dt.date(2026, 11, 24)
@@ -179,8 +183,6 @@ def test_what_is_announced_begins_on_its_day():
 
 
 def model(prices: object, **others: object) -> ModelInfo:
-    from genai_prices.types import ClauseEquals
-
     return ModelInfo(id="m", match=ClauseEquals(equals="m"), prices=prices, **others)
 
 
