@@ -7,35 +7,56 @@ added later is compared without a word here; only what needs words of its own ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from decimal import Decimal
 from enum import Enum, StrEnum
 from typing import Any, NamedTuple, Protocol
 
 from gateway.domain.catalog import Catalog, Target
 from gateway.domain.limit import Limit, Unit
-from gateway.domain.money import Rates, usd
+from gateway.domain.money import usd
+from gateway.policy import price_words
 from gateway.policy.expressions import Expression
 from gateway.policy.language import Policy, Slo, Window
 
 
 class Row(Protocol):
-    """A row of a price book (`ledger.prices.Dated`): its standard rates, and whatever else."""
+    """A row of a price book (`ledger.prices.Dated`): when it starts, and all of it as written."""
 
     @property
     def since(self) -> str: ...
     @property
-    def base(self) -> Rates: ...
-    @property
-    def besides(self) -> str: ...
+    def terms(self) -> Mapping[str, Any]: ...
+
+
+class GpuHour(Protocol):
+    """What an hour of one GPU costs at a provider (`ledger.price_file.GpuHour`)."""
+
+    provider: str
+    gpu: str
+    commitment: Any
+    region: str | None
+    from_: Any
+    usd_per_gpu_hour: str
+
+
+class Exchange(Protocol):
+    """What a dollar is in a currency (`ledger.price_file.Exchange`)."""
+
+    currency: str
+    per_usd: str
+    from_: Any
 
 
 class Book(Protocol):
-    """A price book: the rows of each target, ascending by day."""
+    """A price book: the rows of each target, ascending by their start, and what goes with them."""
 
     @property
     def rows(self) -> Mapping[Target, tuple[Row, ...]]: ...
+    @property
+    def gpu_hours(self) -> Sequence[GpuHour]: ...
+    @property
+    def currencies(self) -> Sequence[Exchange]: ...
 
 
 class Files(Protocol):
@@ -97,6 +118,8 @@ def changes(old: Files, new: Files) -> list[Change]:
         ("model", _models),
         ("equivalence", _equivalences),
         ("price", _prices),
+        ("GPU", _gpu_hours),
+        ("currency", _currencies),
         ("limit", _limits),
     )
     found: list[Change] = []
@@ -255,10 +278,35 @@ def _equivalences(files: Files) -> _Things:
 
 
 def _prices(files: Files) -> _Things:
+    """A label for each part of each row: one that is gone, or new, says so by itself."""
     return {
-        str(target): {f"from {row.since}": _Said(_rates(row)) for row in rows}
+        str(target): {
+            f"from {row.since}" + (f", {when}" if when else ""): _Said(words)
+            for row in rows
+            for when, words in price_words.parts(row.terms)
+        }
         for target, rows in files.prices.rows.items()
     }
+
+
+def _gpu_hours(files: Files) -> _Things:
+    found: dict[str, dict[str, _Said]] = {}
+    for hour in files.prices.gpu_hours:
+        where = "" if hour.region is None else f" in {hour.region}"
+        kind = str(hour.commitment).replace("_", " ")
+        price = _Said(f"{price_words.dollars(hour.usd_per_gpu_hour)} an hour")
+        found.setdefault(f"{hour.gpu} at {hour.provider}{where}", {})[
+            f"{kind} from {hour.from_}"
+        ] = price
+    return found
+
+
+def _currencies(files: Files) -> _Things:
+    found: dict[str, dict[str, _Said]] = {}
+    for rate in files.prices.currencies:
+        labels = found.setdefault(rate.currency, {})
+        labels[f"from {rate.from_}"] = _Said(f"{rate.per_usd} a dollar")
+    return found
 
 
 def _limits(files: Files) -> _Things:
@@ -268,20 +316,6 @@ def _limits(files: Files) -> _Things:
         amount = f"${usd(limit.amount)}" if limit.unit is Unit.USD else f"{limit.amount:,}"
         found[limit.name]["amount"] = _Said(amount)
     return found
-
-
-def _rates(row: Row) -> str:
-    rates = row.base
-    cached = rates.input if rates.cached_input is None else rates.cached_input
-    return (
-        f"${_plain(rates.input)} in, ${_plain(cached)} cached, ${_plain(rates.output)} out per"
-        f" million tokens ({rates.basis}){row.besides}"
-    )
-
-
-def _plain(price: Decimal) -> str:
-    text = f"{price:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 # --- values in words ----------------------------------------------------------------------------

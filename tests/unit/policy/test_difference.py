@@ -9,6 +9,8 @@ import pytest
 
 from gateway.bundle import Bundle, load, read_folder
 from gateway.domain.catalog import Target
+from gateway.ledger.price_file import METERS
+from gateway.policy import price_words
 from gateway.policy.difference import changes
 from gateway.policy.exposure import exposures, reach
 from gateway.policy.language import Match, Route, Shadow, Terms
@@ -56,6 +58,16 @@ routes:
   - {name: streams, match: {stream: true}, by: fastest}
   - {name: secret, match: {privacy_at_least: confidential}, prefer: [[own]], only: true}
 default: {by: cheapest}
+"""
+
+
+GPU_HOURS = """\
+gpu_hours:
+  - {provider: lambda, gpu: H100, from: 2026-09-01, usd_per_gpu_hour: "2.99", source: list, read_on: 2026-09-01}
+  - {provider: lambda, gpu: H100, commitment: reserved_1y, from: 2026-09-01, usd_per_gpu_hour: "2.19", source: list, read_on: 2026-09-01}
+  - {provider: lambda, gpu: H100, region: eu, from: 2026-09-01, usd_per_gpu_hour: "3.29", source: list, read_on: 2026-09-01}
+currencies:
+  - {currency: EUR, per_usd: "0.85", from: 2026-05-08, source: ecb, read_on: 2026-05-08}
 """
 
 
@@ -167,6 +179,26 @@ LONG = "  - {name: long, match: {prompt_tokens_min: 4000}, prefer: [[own], [host
         (
             {"prices": PRICES + PRICES.splitlines()[2].replace("2026-01-01, input", "2026-12-01, input").replace("0.10", "0.08") + "\n"},
             ["~ price host/m: from 2026-12-01: $0.08 in, $0.08 cached, $0.5 out per million tokens (list), was not set"],
+        ),
+        (
+            {"prices": swapped(PRICES, ("source: list", 'when: [{service_tier: flex, input_usd_per_mtok: "0.05", output_usd_per_mtok: "0.25"}], long_prompts: [{above_prompt_tokens: 2000, input_usd_per_mtok: "0.2", output_usd_per_mtok: "1"}], until: 2026-12-31, source: list'))},
+            [
+                "~ price host/m: from 2026-01-01, prompts over 2,000 tokens: $0.2 in, $0.2 cached, $1 out per million tokens, was not set",
+                "~ price host/m: from 2026-01-01, service tier flex: $0.05 in, $0.05 cached, $0.25 out per million tokens, was not set",
+                "~ price host/m: from 2026-01-01, until: 2026-12-31, was not set",
+            ],
+        ),
+        (
+            {"prices": swapped(PRICES, ('output_usd_per_mtok: "0.50"', 'output_usd_per_mtok: "0.50", cache_write_5m_usd_per_mtok: "0.125", usd_per_1k_searches: "10.00"'))},
+            ["~ price host/m: from 2026-01-01: $0.1 in, $0.1 cached, $0.125 cached for 5 minutes, $0.5 out per million tokens; $10 a thousand searches (list), was $0.1 in, $0.1 cached, $0.5 out per million tokens (list)"],
+        ),
+        (
+            {"prices": PRICES + GPU_HOURS},
+            [
+                "+ GPU H100 at lambda: on demand from 2026-09-01: $2.99 an hour; reserved 1y from 2026-09-01: $2.19 an hour",
+                "+ GPU H100 at lambda in eu: on demand from 2026-09-01: $3.29 an hour",
+                "+ currency EUR: from 2026-05-08: 0.85 a dollar",
+            ],
         ),
         (
             {"limits": LIMITS.replace("500", "750").replace("team", "app")},
@@ -321,3 +353,41 @@ def test_a_route_that_is_never_reached_opens_nothing():
     assert exposed((HOME, catalog), (policy(first, late), catalog)) == set()
     early = policy(late, first)
     assert exposed((HOME, catalog), (early, catalog)) == {("chat", "internal", "host")}
+
+
+SCALE = (
+    'long_prompts_mode: marginal, long_prompts: [{above_prompt_tokens: 2000, input_usd_per_mtok: "%s",'
+    ' output_usd_per_mtok: "1"}]'
+)
+NIGHT = (
+    '{hours_utc: ["16:30-00:30"], input_usd_per_mtok: "0.05", output_usd_per_mtok: "0.25", '
+    + SCALE % "0.06"
+    + "}"
+)
+
+
+def test_a_part_of_a_price_that_changes_goes_or_comes_is_told_by_itself():
+    def with_(more: str) -> Bundle:
+        return files(prices=swapped(PRICES, ("source: list", f"{more}, source: list")))
+
+    def differences(old: str, new: str) -> list[str]:
+        return [str(change) for change in changes(with_(old), with_(new))]
+
+    scale = "~ price host/m: from 2026-01-01, prompts over 2,000 tokens"
+    dear = "$1 out per million tokens, for the tokens beyond"
+    assert differences(SCALE % "0.2", SCALE % "0.3") == [
+        f"{scale}: $0.3 in, $0.3 cached, {dear}, was $0.2 in, $0.2 cached, {dear}"
+    ]
+    hours = "~ price host/m: from 2026-01-01, 16:30-00:30 UTC"
+    assert differences(f"when: [{NIGHT}]", "note: x") == [
+        f"{hours} no longer set, was $0.05 in, $0.05 cached, $0.25 out per million tokens",
+        f"{hours}, prompts over 2,000 tokens no longer set, was $0.06 in, $0.06 cached, {dear}",
+    ]
+    usual = "$0.1 in, $0.1 cached, $0.5 out per million tokens"
+    assert differences("note: x", "basis: declared") == [
+        f"~ price host/m: from 2026-01-01: {usual} (declared), was {usual} (list)"
+    ]
+
+
+def test_every_price_that_a_row_can_state_has_words():
+    assert set(price_words.STATED) == set(METERS)
