@@ -13,7 +13,7 @@ import typer
 
 from gateway.cli.policy.options import AsJson, Folder, usage
 from gateway.cli.prices.options import At, Opened, moment, opened
-from gateway.domain.money import TOKEN_METERS, UNIT, Meter, Unpriced, rate, usd
+from gateway.domain.money import UNIT, Meter, Unpriced, rate, usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +40,17 @@ _BESIDE = (
     Meter.GPU_SECOND,
     Meter.REPLICA_MINUTE,
 )
+
+
+_UNITS = {  # of what is not tokens
+    Meter.REQUEST: "1,000 requests",
+    Meter.SEARCH_CALL: "1,000 searches",
+    Meter.IMAGE: "picture",
+    Meter.SECOND: "second",
+    Meter.MINUTE: "minute",
+    Meter.GPU_SECOND: "GPU-second",
+    Meter.REPLICA_MINUTE: "replica-minute",
+}
 
 
 def _count(what: str) -> Any:
@@ -250,7 +261,7 @@ def _print(one: _Quote, per_usd: _Currency | None) -> None:
         table.add_row(
             line.meter.value,
             f"{line.quantity:,}",
-            f"${_exact(line.price)} per {_unit(line.meter)}",
+            f"${_exact(line.price)} per {_UNITS.get(line.meter, '1M tokens')}",
             f"${_exact(_dollars(line.nano))}",
             _remark(line, one.rates),
         )
@@ -292,12 +303,6 @@ def _remark(line: Line, rates: Rates) -> str:
         return ""
     like = {Meter.REASONING: "output", Meter.CACHE_READ_AUDIO: "audio"}.get(line.meter, "input")
     return f"as {like}: no price of its own"
-
-
-def _unit(meter: Meter) -> str:
-    if meter in TOKEN_METERS:
-        return "1M tokens"
-    return f"{UNIT[meter]:,} {meter.value}" if UNIT[meter] > 1 else meter.value.replace("_", " ")
 
 
 def _dollars(nano: Decimal) -> Decimal:
