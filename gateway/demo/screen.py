@@ -27,6 +27,8 @@ from gateway.domain.money import Rates
 from gateway.domain.outcome import RequestRecord
 
 WIDTH_MAX = 100
+_METERS = {"input": "in", "cache_read": "cached", "output": "out"}
+_MTOK = 1_000_000  # what nearly all prices are for
 KINDS = {
     Kind.SELF_HOSTED: "self-hosted",
     Kind.MANAGED: "managed",
@@ -285,13 +287,15 @@ def _attempt(each: Mapping[str, Any]) -> str:
     price = each["price"]
     if not isinstance(price, Mapping):
         return head if each["error"] is None else f"{head} ({each['error']}); nothing charged"
-    terms = [f"{each['uncached_tokens']} in × ${price['input_usd_per_mtok']}"]
-    if each["cached_tokens"]:
-        terms.append(f"{each['cached_tokens']} cached × ${price['cached_input_usd_per_mtok']}")
-    terms.append(f"{each['output_tokens']} out × ${price['output_usd_per_mtok']}")
+    terms = []
+    for line in price["lines"]:
+        what = _METERS.get(line["meter"], line["meter"].replace("_", " "))
+        per = "" if line["per"] == _MTOK else f" per {line['per']:,}"
+        terms.append(f"{line['quantity']} {what} × ${line['price_usd']}{per}")
+    tokens = any(line["per"] == _MTOK for line in price["lines"])
     source = str(price["source"]).partition(";")[0]
     return (
         f"{head}, first token after {_time(each['ttft_s'])}\n"
-        f"{' + '.join(terms)} per million = ${each['cost_usd']}\n"
+        f"{' + '.join(terms)}{' per million' if tokens else ''} = ${each['cost_usd']}\n"
         f"[dim]tokens {each['usage_source']} by the backend; {escape(source)}[/]"
     )

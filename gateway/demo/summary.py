@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -16,8 +16,9 @@ from gateway.demo.backends import DemoBackend
 from gateway.demo.traffic import Heard
 from gateway.demo.workload import RESTRICTED
 from gateway.domain.catalog import Kind
-from gateway.domain.money import NANO_PER_USD, Rates, usd
+from gateway.domain.money import NANO_PER_USD, UNIT, Rates, rate, usd
 from gateway.domain.outcome import AttemptRecord, Outcome, RequestRecord
+from gateway.domain.rating import metered, quantities
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def _line(backend: DemoBackend, served: Sequence[Served]) -> Line:
         simulated=backend.simulated,
         requests=len(own),
         failed_attempts=sum(a.outcome != Outcome.OK for a in attempts),
-        tokens_in=sum((a.uncached_tokens or 0) + (a.cached_tokens or 0) for a in attempts),
+        tokens_in=sum(metered(asdict(a)).prompt for a in attempts),
         cached=sum(a.cached_tokens or 0 for a in attempts),
         tokens_out=sum(a.output_tokens or 0 for a in attempts),
         ttft_s=median(ttfts) if ttfts else None,
@@ -373,7 +374,7 @@ def explained(one: Served, rates: Mapping[str, Rates]) -> dict[str, Any]:
                 "output_tokens": a.output_tokens,
                 "usage_source": a.usage_source,
                 "cost_usd": _usd(a.cost_nano_usd),
-                "price": _price(rates.get(a.rates_id or "")),
+                "price": _price(a, rates.get(a.rates_id or "")),
             }
             for a in row.attempts
         ],
@@ -382,15 +383,23 @@ def explained(one: Served, rates: Mapping[str, Rates]) -> dict[str, Any]:
     }
 
 
-def _price(rates: Rates | None) -> dict[str, Any] | None:
+def _price(attempt: AttemptRecord, rates: Rates | None) -> dict[str, Any] | None:
+    """What each meter cost: a price is for so much as `per` says. `rates` are the very ones that
+    held, of a service tier too."""
     if rates is None:
         return None
-    cached = rates.input if rates.cached_input is None else rates.cached_input
+    usage = replace(metered(asdict(attempt)), service_tier=None)
     return {
         "id": rates.id,
-        "input_usd_per_mtok": str(rates.input),
-        "cached_input_usd_per_mtok": str(cached),
-        "output_usd_per_mtok": str(rates.output),
+        "lines": [
+            {
+                "meter": line.meter.value,
+                "quantity": line.quantity,
+                "price_usd": str(line.price),
+                "per": UNIT[line.meter],
+            }
+            for line in rate(rates, quantities(usage)).lines
+        ],
         "basis": rates.basis,
         "source": rates.source,
     }

@@ -15,8 +15,7 @@ import sqlalchemy as sa
 
 from gateway.domain.catalog import Target
 from gateway.domain.decision import Rule
-from gateway.domain.money import Meter
-from gateway.domain.request import Usage
+from gateway.domain.rating import metered
 from gateway.ledger.store import Store, requests
 from gateway.policy.chance import one_of_each
 from gateway.policy.replay import Recorded
@@ -160,17 +159,7 @@ def _within(since_us: int, until_us: int) -> sa.ColumnElement[bool]:
 
 def from_row(row: Mapping[str, Any]) -> Recorded:
     """A row of the ledger, or a line of the journal as parsed, that has a decision."""
-    backend, model, output = row["backend"], row["model"], row["output_tokens"]
-    usage = None
-    if output is not None:
-        others = row["other_meters"] or {}
-        usage = Usage(
-            row["uncached_tokens"] or 0,
-            row["cached_tokens"] or 0,
-            output,
-            row["reasoning_tokens"] or 0,
-            others={Meter(name): count for name, count in others.items()},
-        )
+    backend, model = row["backend"], row["model"]
     return Recorded(
         at_us=row["started_at_us"],
         decision=row["decision"],
@@ -178,7 +167,7 @@ def from_row(row: Mapping[str, Any]) -> Recorded:
         privacy_class=row["privacy_class"],
         session=row["session"],
         served=None if backend is None or model is None else Target(backend, model),
-        usage=usage,
+        usage=None if row["output_tokens"] is None else metered(row),
         cost_nano_usd=row["cost_nano_usd"],
         ttft_ms=_ms(row["ttft_us"]),
         tpot_ms=_ms(row["tpot_us"]),

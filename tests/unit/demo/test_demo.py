@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from gateway.cli.policy.check import look
 from gateway.demo import backends, children
 from gateway.demo.backends import DemoBackend, Shipped, Unavailable, found_engine, real_vendor
 from gateway.demo.scripted_vendor import Page, ScriptedVendor
-from gateway.demo.summary import Served, reason, summarise
+from gateway.demo.summary import Served, explained, reason, summarise
 from gateway.demo.traffic import Heard
 from gateway.demo.workload import LARGE, SMALL, Faulty, Work, request_count, workload
 from gateway.domain.catalog import Kind
+from gateway.domain.money import Meter, Rates
 from gateway.domain.outcome import AttemptRecord, RequestRecord
 from gateway.policy.catalog import load_catalog
 
@@ -506,6 +508,40 @@ def test_reasons_in_words(
     row.decision["order"] = [[f"{tried[-1]}/m", why, 0, None, None]]
     row.decision["excluded"] = excluded
     assert reason(row) == said
+
+
+def test_every_meter_of_an_attempt_has_its_line_and_they_make_its_cost() -> None:
+    one = served("own")
+    attempt = one.row.attempts[-1]
+    attempt.uncached_tokens, attempt.cached_tokens, attempt.output_tokens = 60, 40, 50
+    attempt.reasoning_tokens, attempt.service_tier = 20, "flex"
+    attempt.other_meters = {"cache_write_5m": 30, "search_call": 2}
+    rates = Rates(
+        id="own/m;service_tier=flex",
+        input=Decimal(1),
+        output=Decimal(4),
+        others={Meter.SEARCH_CALL: Decimal(10), Meter.CACHE_WRITE_5M: Decimal("1.25")},
+    )
+    attempt.rates_id, attempt.usage_source = rates.id, "reported"
+    attempt.cost_nano_usd = one.row.cost_nano_usd = 100_000 + 37_500 + 200_000 + 20_000_000
+    told = explained(one, {rates.id: rates})["attempts"][-1]
+    lines = told["price"]["lines"]
+    assert {line["meter"]: line["quantity"] for line in lines} == {
+        "input": 60,
+        "cache_read": 40,
+        "output": 30,
+        "reasoning": 20,
+        "cache_write_5m": 30,
+        "search_call": 2,
+    }
+    made = sum(Decimal(x["price_usd"]) / x["per"] * x["quantity"] for x in lines)
+    assert made == Decimal(told["cost_usd"])
+    (line,) = [
+        x
+        for x in summarise([one, REFUSED], [OWN, API], sent=2, seconds=1.0).lines
+        if x.backend == "own"
+    ]
+    assert line.tokens_in == 130
 
 
 # --- children -------------------------------------------------------------------------------------
