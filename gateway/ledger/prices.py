@@ -31,18 +31,21 @@ from gateway.policy.source import ConfigErrors, Findings, Path, Problem, json_sc
 
 _MINUTE_US = 60_000_000
 _DAY_US = 86_400_000_000
-_ALWAYS = frozenset(range(price_file.DAY_MINUTES))
 FREE = "free:"  # how the id of rates that are declared free begins: the ledger takes their 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Special:
-    """Rates under conditions; `rank` is how many they are."""
+    """Rates under conditions; `rank` is how many they are.
+
+    `turns` are the minutes of the day at which they begin or end to hold.
+    """
 
     rates: Rates
     service_tier: str | None
     region: str | None
     minutes: frozenset[int]
+    turns: frozenset[int]
     rank: int
 
 
@@ -94,11 +97,7 @@ class Dated:
 
     def turns(self) -> frozenset[int]:
         """The minutes of the day at which its rates change."""
-        return frozenset(
-            minute
-            for one in self.specials
-            for minute in one.minutes ^ frozenset((m + 1) % len(_ALWAYS) for m in one.minutes)
-        )
+        return frozenset().union(*(one.turns for one in self.specials))
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,11 +271,14 @@ def _special(row: PriceRow, variant: Variant, name: str) -> _Special:
         "service_tier": variant.service_tier,
     }
     name += "".join(f";{what}={value}" for what, value in said.items() if value)
+    minutes = price_file.minutes(variant)
     return _Special(
         rates=_rates(row, variant, name),
         service_tier=variant.service_tier,
         region=variant.region,
-        minutes=price_file.minutes(variant),
+        minutes=minutes,
+        # Made once: each worker asks for the next change every second.
+        turns=minutes ^ frozenset((minute + 1) % price_file.DAY_MINUTES for minute in minutes),
         rank=price_file.rank(variant),
     )
 
