@@ -73,6 +73,12 @@ class Settings:
     journal_bytes_max: int = _setting(
         1024 * 1024 * 1024, "unsent journal before new work is refused", minimum=1024 * 1024
     )
+    keep_rows_months: int = _setting(
+        0, "complete months of requests that `db prune` leaves; 0: all of them", minimum=0
+    )
+    keep_decisions_days: int = _setting(
+        0, "days whose decision records `db prune` leaves; 0: all of them", minimum=0
+    )
     redis_ms_max: int = _setting(250, "patience with Redis per round trip", minimum=1)
     log_level: str = _setting("info", "debug, info, warning or error")
 

@@ -1,7 +1,7 @@
 """The flusher: carries the journal's rows to the store, again and again until they are there.
 
-One per worker. Owns the pace (batches, patience, backing off) and what to do with a row the
-database will never take; knows neither files nor SQL.
+One per worker. Owns the pace (batches, patience, backing off, when sums are merged) and what to do
+with a row the database will never take; knows neither files nor SQL.
 
 INVARIANTS: a row leaves the journal only after the store has it, or, if the store refuses it for
 good, after it was put into `refused.jsonl` beside the journal and reported as an error: one bad
@@ -29,6 +29,7 @@ log = logging.getLogger("weighbridge.flusher")
 ROWS_MAX = 2000
 INTERVAL_S = 0.2
 ADOPT_EVERY_S = 10.0
+COMPACT_EVERY_S = 60.0
 BACKOFF_S_MIN = 0.2
 BACKOFF_S_MAX = 5.0
 
@@ -37,6 +38,8 @@ class Ledger(Protocol):
     """`store.Store`, as far as it is needed here."""
 
     async def append(self, lines: list[bytes]) -> None: ...
+
+    async def compact(self) -> int: ...
 
 
 def _nobody(request_id: str) -> None:
@@ -56,12 +59,14 @@ class Flusher:
         *,
         clock: Clock | None = None,
         interval_s: float = INTERVAL_S,
+        compact_every_s: float = COMPACT_EVERY_S,
         sync: bool = True,
     ) -> None:
         self._journal = journal
         self._store = store
         self._clock = clock or SystemClock()
         self._interval_s = interval_s
+        self._compact_every_s = compact_every_s
         self._sync = sync
         self._tasks = TaskOwner("flusher")
         self._turn = asyncio.Lock()  # between the loop and `drain`
@@ -85,6 +90,7 @@ class Flusher:
         self._tasks.start(self._send_forever(), "send")
         if self._sync:
             self._tasks.start(self._sync_forever(), "sync")
+        self._tasks.start(self._compact_forever(), "compact")
 
     async def drain(self, timeout_s: float) -> bool:
         """Send what is there, within `timeout_s`, and stop. True if nothing is left.
@@ -105,7 +111,7 @@ class Flusher:
         self._orphans.clear()
         return self.unsent_rows == 0
 
-    # --- the two loops ------------------------------------------------------------------------
+    # --- the loops ------------------------------------------------------------------------
 
     async def _send_forever(self) -> None:
         adopt_at = self._clock.monotonic()
@@ -123,6 +129,17 @@ class Flusher:
             job = self._journal.sync_job()
             if job is not None:
                 await asyncio.to_thread(job)
+
+    async def _compact_forever(self) -> None:
+        """What batches appended to the sums by hour is merged; one worker of all is at it."""
+        while True:
+            await asyncio.sleep(self._compact_every_s)
+            try:
+                await self._store.compact()
+            except StoreUnavailable as error:
+                log.debug("the sums wait: %s", error.detail)
+            except Exception:  # they are right as they are, and this loop must live
+                log.exception("the sums by hour could not be merged")
 
     # --- sending --------------------------------------------------------------------------------
 

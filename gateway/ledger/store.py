@@ -17,10 +17,9 @@ INVARIANTS
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
@@ -29,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.domain.errors import StoreUnavailable
 from gateway.domain.outcome import AttemptRecord, RequestRecord
-from gateway.ledger import rollups
+from gateway.ledger import upkeep
 from gateway.ledger.connect import (
     SCHEMA,
     RowsRefused,
@@ -44,6 +43,7 @@ from gateway.ledger.connect import (
     upgrade,
     which,
 )
+from gateway.ledger.retention import Due
 from gateway.ledger.tables import (
     NO_TOKENS,
     attempt_dimensions,
@@ -66,7 +66,8 @@ from gateway.ledger.tables import (
     versions,
     workers,
 )
-from gateway.ledger.writer import SLICE_ROWS, AlreadyThere, Batch, Writer, replace_hour
+from gateway.ledger.upkeep import Agreement, as_of_now
+from gateway.ledger.writer import SLICE_ROWS, AlreadyThere, Batch, Writer
 
 __all__ = [
     "SCHEMA",
@@ -101,8 +102,6 @@ __all__ = [
     "which",
     "workers",
 ]
-
-log = logging.getLogger("weighbridge.store")
 
 _ROUNDS_MAX = 5  # in which others may write what we are writing
 
@@ -139,14 +138,6 @@ class Snapshot:
         """The rows of a query of this package. Raises StoreUnavailable."""
         with in_our_words():
             return await _rows(self._connection, query)
-
-
-@dataclass(slots=True)
-class Agreement:
-    """Whether sums and rows say the same: hours looked at, and what was found."""
-
-    hours: int = 0
-    differences: list[rollups.Disagreement] = field(default_factory=list)
 
 
 class Store:
@@ -191,7 +182,7 @@ class Store:
         async with AsyncExitStack() as stack:
             with in_our_words():
                 connection = await stack.enter_async_context(self._engine.connect())
-                await _as_of_now(connection, read_only=True)
+                await as_of_now(connection, read_only=True)
                 await connection.execute(sa.select(workers.c.id).limit(1))  # from here on
             yield Snapshot(connection)
 
@@ -302,81 +293,38 @@ class Store:
     # --- sums by hour ----------------------------------------------------------------------------
 
     async def compact(self) -> int:
-        """Merge what batches appended to the hours; how many hours that were.
-
-        One at a time among all workers: 0 where another is at it. Raises StoreUnavailable.
-        """
-        done = 0
-        async with self._alone(wait=False) as alone:
-            if not alone:
-                return 0
-            async with self._begin() as connection:
-                due = await connection.run_sync(rollups.unmerged)
-            for hour_us in due:
-                try:
-                    async with self._begin() as connection:
-                        await connection.run_sync(rollups.merge, hour_us)
-                except RowsRefused as error:  # a sum beyond 64 bits: its parts stay as they are
-                    log.warning("the sums of the hour %d cannot be merged: %s", hour_us, error)
-                else:
-                    done += 1
-        return done
+        """Merge what batches appended to the hours: see `upkeep`."""
+        return await upkeep.compact(self._engine)
 
     async def rebuild_rollups(
         self,
         since_us: int | None = None,
         until_us: int | None = None,
         *,
-        progress: Callable[[int, int], None] | None = None,
+        progress: upkeep.Progress | None = None,
     ) -> int:
-        """Make the sums of a period's hours again from its rows; how many hours.
-
-        Hours whose rows were pruned keep their sums. `progress` hears how many of how many are
-        done. Rows may be written meanwhile. Raises StoreUnavailable.
-        """
-        async with self._alone(wait=True):
-            async with self._begin() as connection:
-                due = await connection.run_sync(rollups.hours, since_us, until_us)
-            for done, hour_us in enumerate(due, 1):
-                async with self._begin() as connection:
-                    await _as_of_now(connection)
-                    await connection.run_sync(replace_hour, hour_us)
-                if progress is not None:
-                    progress(done, len(due))
-        return len(due)
+        """Make the sums of a period's hours again from its rows; how many hours."""
+        return await upkeep.rebuild(self._engine, since_us, until_us, progress)
 
     async def rollups_agree(
         self,
         since_us: int | None = None,
         until_us: int | None = None,
         *,
-        progress: Callable[[int, int], None] | None = None,
+        progress: upkeep.Progress | None = None,
     ) -> Agreement:
         """Compare the sums of a period's hours with its rows, exactly. Raises StoreUnavailable."""
-        found = Agreement()
-        async with self._begin() as connection:
-            due = await connection.run_sync(rollups.hours, since_us, until_us)
-        for done, hour_us in enumerate(due, 1):
-            async with self._begin() as connection:
-                await _as_of_now(connection)
-                found.differences += await connection.run_sync(rollups.compare, hour_us)
-            found.hours += 1
-            if progress is not None:
-                progress(done, len(due))
-        return found
+        return await upkeep.agree(self._engine, since_us, until_us, progress)
 
-    @asynccontextmanager
-    async def _alone(self, *, wait: bool) -> AsyncIterator[bool]:
-        """Whether nobody else changes hours that are there. On SQLite each transaction sees to it.
+    async def due(self, *, now_us: int, rows_months: int | None, decisions_days: int | None) -> Due:
+        """What is to go where that many complete months of rows, and days of decisions, stay."""
+        return await upkeep.due(
+            self._engine, now_us=now_us, rows_months=rows_months, decisions_days=decisions_days
+        )
 
-        Held by a transaction of its own, so that those inside see what is there once it is held.
-        """
-        if self._engine.dialect.name != "postgresql":
-            yield True
-            return
-        async with self._begin() as connection:
-            taken = await connection.execute(rollups.LOCK if wait else rollups.TRY_LOCK)
-            yield wait or bool(taken.scalar_one())
+    async def prune(self, due: Due, *, now_us: int) -> None:
+        """Delete what is due. Raises StoreUnavailable."""
+        await upkeep.prune(self._engine, due, now_us=now_us)
 
     # --- keys ---------------------------------------------------------------------------------
 
@@ -480,15 +428,6 @@ def _attempts_of(request_id: str) -> sa.Select[Any]:
 async def _rows(connection: AsyncConnection, query: sa.Select[Any]) -> list[dict[str, Any]]:
     found = await connection.execute(query)
     return [{str(name): value for name, value in row.items()} for row in found.mappings()]
-
-
-async def _as_of_now(connection: AsyncConnection, *, read_only: bool = False) -> None:
-    """From the next statement on, this transaction sees one state. SQLite does so anyway."""
-    if connection.dialect.name == "postgresql":
-        access = ", READ ONLY" if read_only else ""
-        await connection.execute(
-            sa.text(f"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ{access}")
-        )
 
 
 def _between(table: sa.Table, since_us: int | None, until_us: int | None) -> list[Any]:

@@ -21,6 +21,7 @@ class MemoryLedger:
         self.rows: dict[str, dict] = {}
         self.down = False
         self.batches: list[int] = []
+        self.compacted = 0
 
     async def append(self, lines: list[bytes]) -> None:
         await asyncio.sleep(0)
@@ -32,6 +33,12 @@ class MemoryLedger:
         self.batches.append(len(rows))
         for row in rows:
             self.rows.setdefault(row["id"], row)
+
+    async def compact(self) -> int:
+        self.compacted += 1
+        if self.compacted == 1:
+            raise StoreUnavailable("The database does not answer.", detail="down")
+        return 1
 
 
 class Clock:
@@ -158,4 +165,12 @@ async def test_a_bug_in_the_store_does_not_end_the_flusher(journal):
     flusher.start()
     journal.close(request("req_1"))
     await until(lambda: ledger.rows)
+    assert await flusher.drain(5)
+
+
+async def test_sums_are_merged_now_and_then_whatever_happens(journal):
+    ledger = MemoryLedger()
+    flusher = Flusher(journal, ledger, compact_every_s=0.01)
+    flusher.start()
+    await until(lambda: ledger.compacted >= 3)
     assert await flusher.drain(5)

@@ -1,0 +1,156 @@
+"""Upkeep of the database while it is in use: sums merged, made again and compared, rows pruned.
+
+Each works through hours or months in transactions of their own, so nothing is locked for long and a
+stop in between loses nothing. What is done in each stands in `rollups`, `retention`, `partitions`.
+All raise StoreUnavailable.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from gateway.ledger import partitions, retention, rollups
+from gateway.ledger.connect import RowsRefused, transaction
+from gateway.ledger.retention import Due
+from gateway.ledger.writer import replace_hour
+
+log = logging.getLogger("weighbridge.upkeep")
+
+Progress = Callable[[int, int], None]  # hears how many of how many are done
+
+
+@dataclass(slots=True)
+class Agreement:
+    """Whether sums and rows say the same: hours looked at, and what was found."""
+
+    hours: int = 0
+    differences: list[rollups.Disagreement] = field(default_factory=list)
+
+
+async def compact(engine: AsyncEngine) -> int:
+    """Merge what batches appended to the hours, and make the next month's partitions.
+
+    How many hours were merged; one at a time among all workers: 0 where another is at it.
+    """
+    if engine.dialect.name == "postgresql":
+        async with transaction(engine) as connection:
+            await connection.run_sync(partitions.ensure, ())
+    done = 0
+    async with _alone(engine, wait=False) as alone:
+        if not alone:
+            return 0
+        async with transaction(engine) as connection:
+            due = await connection.run_sync(rollups.unmerged)
+        for hour_us in due:
+            try:
+                async with transaction(engine) as connection:
+                    await connection.run_sync(rollups.merge, hour_us)
+            except RowsRefused as error:  # a sum beyond 64 bits: its parts stay as they are
+                log.warning("the sums of the hour %d cannot be merged: %s", hour_us, error)
+            else:
+                done += 1
+    return done
+
+
+async def rebuild(
+    engine: AsyncEngine, since_us: int | None, until_us: int | None, progress: Progress | None
+) -> int:
+    """Make the sums of a period's hours again from its rows; how many hours.
+
+    Hours whose rows were pruned keep their sums. Rows may be written meanwhile.
+    """
+    async with _alone(engine, wait=True):
+        async with transaction(engine) as connection:
+            due = await connection.run_sync(rollups.hours, since_us, until_us)
+        for done, hour_us in enumerate(due, 1):
+            async with transaction(engine) as connection:
+                await as_of_now(connection)
+                await connection.run_sync(replace_hour, hour_us)
+            if progress is not None:
+                progress(done, len(due))
+    return len(due)
+
+
+async def agree(
+    engine: AsyncEngine, since_us: int | None, until_us: int | None, progress: Progress | None
+) -> Agreement:
+    """Compare the sums of a period's hours with its rows, exactly."""
+    found = Agreement()
+    async with transaction(engine) as connection:
+        due = await connection.run_sync(rollups.hours, since_us, until_us)
+    for done, hour_us in enumerate(due, 1):
+        async with transaction(engine) as connection:
+            await as_of_now(connection)
+            found.differences += await connection.run_sync(rollups.compare, hour_us)
+        found.hours += 1
+        if progress is not None:
+            progress(done, len(due))
+    return found
+
+
+async def due(
+    engine: AsyncEngine, *, now_us: int, rows_months: int | None, decisions_days: int | None
+) -> Due:
+    """What the policy says is to go now."""
+    async with transaction(engine) as connection:
+        return await connection.run_sync(
+            lambda sync: retention.due(
+                sync, now_us=now_us, rows_months=rows_months, decisions_days=decisions_days
+            )
+        )
+
+
+async def prune(
+    engine: AsyncEngine, wanted: Due, *, now_us: int, page_rows: int = retention.PAGE_ROWS
+) -> None:
+    """Delete that. Stopped in between, it goes on the next time."""
+    async with _alone(engine, wait=True):
+        if wanted.months:
+            async with transaction(engine) as connection:
+                await connection.run_sync(retention.note_rows, wanted, now_us=now_us)
+        for month in sorted(wanted.months):
+            more = True
+            while more:
+                async with transaction(engine) as connection:
+                    more = await connection.run_sync(retention.drop_month, month, page_rows)
+        before_us = wanted.decisions_before_us
+        if before_us is None:
+            return
+        async with transaction(engine) as connection:
+            at_us: int | None = await connection.run_sync(retention.emptied_us)
+        while at_us is not None:
+            async with transaction(engine) as connection:
+                at_us = await connection.run_sync(
+                    retention.empty_decisions, at_us, before_us, page_rows
+                )
+        async with transaction(engine) as connection:
+            await connection.run_sync(retention.note_decisions, wanted, now_us=now_us)
+
+
+@asynccontextmanager
+async def _alone(engine: AsyncEngine, *, wait: bool) -> AsyncIterator[bool]:
+    """Whether nobody else changes hours that are there. On SQLite each transaction sees to it.
+
+    Held by a transaction of its own, so that those inside see what is there once it is held.
+    """
+    if engine.dialect.name != "postgresql":
+        yield True
+        return
+    async with transaction(engine) as connection:
+        taken = await connection.execute(rollups.LOCK if wait else rollups.TRY_LOCK)
+        yield wait or bool(taken.scalar_one())
+
+
+async def as_of_now(connection: AsyncConnection, *, read_only: bool = False) -> None:
+    """From the next statement on, this transaction sees one state. SQLite does so anyway."""
+    if connection.dialect.name == "postgresql":
+        access = ", READ ONLY" if read_only else ""
+        await connection.execute(
+            sa.text(f"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ{access}")
+        )
