@@ -36,10 +36,11 @@ from gateway.in_force import FileWatch, Folder, InForce, Unloadable, load_versio
 from gateway.ledger.flusher import Flusher
 from gateway.ledger.journal import Journal
 from gateway.ledger.keys import KeyStore
+from gateway.ledger.prices import PriceBook
 from gateway.ledger.store import Store, StoreUnreachable
 from gateway.ledger.versions import Change, Origin, Version, Versions, start
 from gateway.limits import Gate, LimitIndex, LocalGate, RedisGate
-from gateway.limits.kept import keep
+from gateway.limits.kept import Kept
 from gateway.policy.engine import Router
 from gateway.policy.source import ConfigErrors
 from gateway.redis_link import RedisDown, RedisLink
@@ -51,6 +52,7 @@ from gateway.telemetry import Telemetry
 log = logging.getLogger("weighbridge")
 
 HOUSEKEEPING_S = 1.0
+PRICES_AHEAD_US = 5_000_000  # holds know a change of prices so long before it
 FLUSH_S_MAX = 10.0
 UNSENT_ROWS_DEGRADED = 10_000
 FIRST_PROBE_S_MAX = 1.0
@@ -67,7 +69,9 @@ def rules(bundle: Bundle, now_us: int, plugins: Pool) -> Rules:
         catalog=bundle.catalog,
         router=Router.build(bundle.policy, bundle.catalog, rates),
         prices=bundle.prices,
-        limits=LimitIndex(bundle.limits, bundle.catalog, rates),
+        limits=LimitIndex(
+            bundle.limits, bundle.catalog, rates, bundle.prices.in_force(now_us + PRICES_AHEAD_US)
+        ),
         classifier=Classifier.build(bundle.catalog, plugins),
         policy=bundle.policy,
         digest=bundle.digest,
@@ -217,13 +221,8 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
         stack.callback(journal.stop)
         flusher = Flusher(journal, store)
         stack.push_async_callback(flusher.drain, FLUSH_S_MAX)
-        redis = await _redis(settings)
-        if redis is not None:
-            stack.push_async_callback(redis.aclose)
-        state = _state(settings, clock, redis)
+        state = await stack.enter_async_context(_state(settings, clock, name))
         flusher.on_cut_off = state.gate.cut_off
-        kept = keep(state.gate, settings.home, name)
-        stack.callback(kept)
         wires = _Wires(settings)
         stack.push_async_callback(wires.aclose)
         tasks = TaskOwner("worker")
@@ -260,7 +259,7 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
             tasks.start(in_force.follow(), "policy versions"),
             tasks.start(files.run(), "policy files"),
             tasks.start(share_forever(fleet, state.board, clock, canaries), "what workers share"),
-            tasks.start(_housekeeping(in_force, dispatch, telemetry, kept), "housekeeping"),
+            tasks.start(_housekeeping(in_force, dispatch, telemetry, state.keep), "housekeeping"),
         ]
         try:
             yield Worker(
@@ -269,7 +268,7 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
                 flusher=flusher,
                 in_force=in_force,
                 files=files,
-                redis=redis,
+                redis=state.redis,
                 keys=Keys(KeyStore(store, pepper=settings.key_pepper, home=settings.home)),
                 telemetry=telemetry,
                 tasks=tasks,
@@ -284,19 +283,35 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
 
 
 class _State(NamedTuple):
-    """What a worker keeps beyond one request: for all nodes in Redis, else for itself."""
+    """What a worker keeps beyond one request: for all nodes in Redis, else for itself.
+
+    `keep` is called now and then: what of it must outlive this process.
+    """
 
     sessions: Sessions
     gate: Gate
     board: Board
+    redis: RedisLink | None
+    keep: Callable[[], None]
 
 
-def _state(settings: Settings, clock: Clock, redis: RedisLink | None) -> _State:
-    workers = settings.workers
+@asynccontextmanager
+async def _state(settings: Settings, clock: Clock, name: str) -> AsyncIterator[_State]:
+    redis, workers = await _redis(settings), settings.workers
     if redis is None:
+        gate = LocalGate(clock, workers=workers)
+        kept = Kept(gate, settings.home, name)
         board = LocalBoard(settings.home / "board.json", clock)
-        return _State(LocalSessions(clock), LocalGate(clock, workers=workers), board)
-    return _State(RedisSessions(redis), RedisGate(redis, clock, workers=workers), RedisBoard(redis))
+        try:
+            yield _State(LocalSessions(clock), gate, board, None, kept.save)
+        finally:
+            kept.save()
+        return
+    try:
+        gate_of_all = RedisGate(redis, clock, workers=workers)
+        yield _State(RedisSessions(redis), gate_of_all, RedisBoard(redis), redis, lambda: None)
+    finally:
+        await redis.aclose()
 
 
 def _first_rules(bundle: Bundle, plugins: Pool) -> Rules:
@@ -462,18 +477,27 @@ def _limits(settings: Settings) -> HotLimits:
 
 
 async def _housekeeping(
-    in_force: InForce, dispatch: Dispatch, telemetry: Telemetry, kept: Callable[[], None]
+    in_force: InForce, dispatch: Dispatch, telemetry: Telemetry, keep: Callable[[], None]
 ) -> None:
     """What is due once a second: what others and the next start read, and prices that changed."""
     seen_us = _now_us()
     while True:
         await asyncio.sleep(HOUSEKEEPING_S)
         telemetry.save()
-        kept()
-        changed_us = dispatch.rules.prices.changes_after(seen_us)
-        if changed_us is not None and changed_us <= _now_us():
+        keep()
+        now_us = _now_us()
+        if prices_turn(dispatch.rules.prices, seen_us, now_us):
             await in_force.reload(secrets=False)
-        seen_us = _now_us()
+        seen_us = now_us
+
+
+def prices_turn(prices: PriceBook, since_us: int, now_us: int) -> bool:
+    """Whether some changed after `since_us`, or were seen to come: holds look ahead."""
+    for ahead_us in (0, PRICES_AHEAD_US):
+        change_us = prices.changes_after(since_us + ahead_us)
+        if change_us is not None and change_us <= now_us + ahead_us:
+            return True
+    return False
 
 
 def _now_us() -> int:

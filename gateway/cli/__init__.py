@@ -11,7 +11,7 @@ import sys
 import typer
 
 from gateway import __version__
-from gateway.cli import bench, db, keys, policy, prices, report
+from gateway.cli import bench, budgets, db, keys, policy, prices, report
 from gateway.cli.audit import audit
 from gateway.cli.demo import demo
 from gateway.cli.init import init
@@ -52,6 +52,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")
 app.add_typer(prices.app, name="prices")
 app.add_typer(report.app, name="report")
+app.add_typer(budgets.app, name="budgets")
 app.add_typer(db.app, name="db")
 
 

@@ -90,7 +90,7 @@ async def in_redis(link: RedisLink, limits: Sequence[Limit]) -> tuple[float, Cou
         for (_, name), count in zip(
             ours,
             await asyncio.gather(
-                *(_read(link, key, wanted[name[:4]], now_s) for key, name in ours)
+                *(counted(link, key, wanted[name[:4]], now_s) for key, name in ours)
             ),
             strict=True,
         ):
@@ -99,7 +99,8 @@ async def in_redis(link: RedisLink, limits: Sequence[Limit]) -> tuple[float, Cou
             return now_s, found
 
 
-async def _read(link: RedisLink, key: bytes, limit: Limit, now_s: float) -> Count:
+async def counted(link: RedisLink, key: bytes, limit: Limit, now_s: float) -> Count:
+    """One counter, as of `now_s`. Raises RedisDown."""
     window_s = WINDOW_S.get(limit.period) if limit.period is not None else None
     if window_s is None:
         taken, used = await link.command("HMGET", key, "t", "u")

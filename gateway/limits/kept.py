@@ -7,14 +7,12 @@ since is lost with a killed worker; what it held is counted as used (`local`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from gateway.domain.limit import Period, Unit
-from gateway.limits.gate import Gate
 from gateway.limits.local import LocalGate, Row
 
 log = logging.getLogger("weighbridge")
@@ -22,16 +20,8 @@ log = logging.getLogger("weighbridge")
 FOLDER = "limits"  # below the home
 
 
-def keep(gate: Gate, home: Path, worker: str) -> Callable[[], None]:
-    """Restore what this worker had counted; what returned is called now and then, and at the end.
-
-    A gate over Redis has nothing to keep.
-    """
-    return _Kept(gate, home, worker).save if isinstance(gate, LocalGate) else lambda: None
-
-
-class _Kept:
-    """The file of one worker's gate."""
+class Kept:
+    """The file of one worker's gate, which goes on from it; to be saved now and then."""
 
     def __init__(self, gate: LocalGate, home: Path, worker: str) -> None:
         self._gate = gate

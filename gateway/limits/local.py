@@ -290,6 +290,7 @@ class LocalGate:
                 continue
             counter = _Counter(row.start_s, row.ends_s)
             counter.taken = counter.used = row.taken
+            self.changes += 1
             counter.told, counter.overran, counter.anew = row.told, row.overran, row.anew
             key = (row.limit, row.unit, row.period, str(row.start_s), row.holder)
             self._counters[key] = counter

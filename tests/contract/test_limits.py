@@ -32,6 +32,7 @@ from gateway.limits import (
     headers,
     refusal,
 )
+from gateway.limits.counters import Count, counted, in_redis, key_of, named, span_of
 from gateway.redis_link import RedisLink
 from gateway.runtime import ManualClock
 
@@ -453,6 +454,35 @@ async def test_a_counter_of_before_used_amounts_were_noted_counts_as_used(shared
     shared.server.hdel(key, "u")
     await spend(shared, replace(BUDGET, alert_shares=(0.8,)), 100)
     assert shared.told() == [(Event.SHARE, "k", 0.8, 800)]
+
+
+async def test_who_holds_nothing_reads_what_is_used_and_what_is_held(shared: Place) -> None:
+    """Of the present period, whoever the holder is; of what slides, what is in its window."""
+    hour = limit("hour", Unit.USD, 10_000, Period.HOUR)
+    await spend(shared, hour, 100)
+    await spend(shared, BUDGET, 300, holder="a:b")
+    shared.wait(3550)
+    await shared.begin((hour, 20))
+    await shared.begin((BUDGET, 50), holder="a:b")
+    await shared.begin((RATE, 1))
+    gate = shared.gate
+    assert isinstance(gate, RedisGate)
+
+    async def read(*limits: Limit) -> dict[tuple[str, str], Count]:
+        found = {}
+        for of in limits:
+            key = key_of(of, span_of(of, shared.clock.now)[0], "a:b" if of is BUDGET else "k")
+            found[of.name, named(key).holder] = await counted(gate._link, key, of, shared.clock.now)
+        return found
+
+    assert await read(hour, BUDGET) == {
+        ("hour", "k"): Count(120, None),
+        ("budget", "a:b"): Count(350, 300),
+    }
+    shared.wait(120)
+    assert await read(hour) == {("hour", "k"): Count(20, None)}
+    _, found = await in_redis(gate._link, (hour, BUDGET))  # by Redis's own time
+    assert set(found) <= {("hour", "k"), ("budget", "a:b")}
 
 
 def test_what_a_process_counted_outlives_it() -> None:
