@@ -20,13 +20,17 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import yaml
+
+if TYPE_CHECKING:
+    from gateway.ledger.audit import Report
 
 ROUTING = """\
 version: 1
@@ -193,8 +197,12 @@ def gateway(
     workers: int = 1,
     environment: Mapping[str, str] | None = None,
     home: Path | None = None,
+    unaudited: str = "",
 ) -> Iterator[GatewayProcess]:
-    """Start a gateway on this catalog, yield it ready with a key, stop it."""
+    """Start a gateway on this catalog, yield it ready with a key, stop it, audit what it left.
+
+    `unaudited` says why a test leaves a ledger that cannot be audited, or is looked at otherwise.
+    """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         folder = home or Path(scratch) / "home"
         policies = folder / "policies"
@@ -233,6 +241,26 @@ def gateway(
             yield running
         finally:
             running.stop()
+        if not unaudited:  # where the test failed, that is what is to be told
+            check_ledger(running)
+
+
+def check_ledger(running: GatewayProcess) -> None:
+    """The product's own audit of the ledger, the journals and the holds: no law is broken."""
+    from gateway.cli.audit import audited
+    from gateway.settings import Settings
+
+    async def run() -> Report:
+        return await audited(Settings.load(running.environment), 0)
+
+    with ThreadPoolExecutor(1) as thread:  # a test may run in an event loop of its own
+        report = thread.submit(asyncio.run, run()).result()
+    broken = {
+        check.name: check.first
+        for check in report.checks.values()
+        if check.broken and check.weight == "violation"
+    }
+    assert not broken, broken
 
 
 @asynccontextmanager

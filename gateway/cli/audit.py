@@ -48,7 +48,7 @@ def audit(
     settings = Settings.load()
     period = bounds(since, until, dt.datetime.now(dt.UTC))
     end_us = period.until_us if until else None
-    report = asyncio.run(_audit(settings, period.since_us, end_us))
+    report = asyncio.run(audited(settings, period.since_us, end_us))
     if as_json:
         typer.echo(json.dumps(_as_json(report), indent=2))
     else:
@@ -57,7 +57,8 @@ def audit(
         raise typer.Exit(1)
 
 
-async def _audit(settings: Settings, since_us: int, until_us: int | None) -> Report:
+async def audited(settings: Settings, since_us: int, until_us: int | None = None) -> Report:
+    """The audit of this instance. Raises StoreUnreachable, StoreUnavailable."""
     from gateway.cli.database import ledger
     from gateway.ledger import audit as ledger_audit
 
