@@ -36,7 +36,6 @@ from gateway.in_force import FileWatch, Folder, InForce, Unloadable, load_versio
 from gateway.ledger.flusher import Flusher
 from gateway.ledger.journal import Journal
 from gateway.ledger.keys import KeyStore
-from gateway.ledger.prices import PriceBook
 from gateway.ledger.store import Store, StoreUnreachable
 from gateway.ledger.versions import Change, Origin, Version, Versions, start
 from gateway.limits import Gate, LimitIndex, LocalGate, RedisGate
@@ -486,18 +485,9 @@ async def _housekeeping(
         telemetry.save()
         keep()
         now_us = _now_us()
-        if prices_turn(dispatch.rules.prices, seen_us, now_us):
+        if dispatch.rules.prices.turned(seen_us, now_us, ahead_us=PRICES_AHEAD_US):
             await in_force.reload(secrets=False)
         seen_us = now_us
-
-
-def prices_turn(prices: PriceBook, since_us: int, now_us: int) -> bool:
-    """Whether some changed after `since_us`, or were seen to come: holds look ahead."""
-    for ahead_us in (0, PRICES_AHEAD_US):
-        change_us = prices.changes_after(since_us + ahead_us)
-        if change_us is not None and change_us <= now_us + ahead_us:
-            return True
-    return False
 
 
 def _now_us() -> int:

@@ -171,6 +171,14 @@ class PriceBook:
                     found.append(min(moment for moment in at if moment > since))
         return min(found, default=None)
 
+    def turned(self, since_us: int, now_us: int, *, ahead_us: int) -> bool:
+        """Whether rates changed after `since_us`, or were seen to come: so long before, too."""
+        for ahead in (0, ahead_us):
+            change_us = self.changes_after(since_us + ahead)
+            if change_us is not None and change_us <= now_us + ahead:
+                return True
+        return False
+
     def per_usd(self, currency: str, day: dt.date) -> Decimal | None:
         """How much of the currency a dollar is on that day, for display; None where not known."""
         if currency == "USD":

@@ -53,13 +53,22 @@ class _Found:
 
 
 class LimitIndex:
-    """The limits of one bundle on one day, ready to be asked."""
+    """The limits of one bundle while the same prices hold, ready to be asked.
+
+    `soon` are the rates of a moment ahead: near a change the dearer of both are held, so that a
+    worker which learns of it late has not held too little.
+    """
 
     def __init__(
-        self, limits: tuple[Limit, ...], catalog: Catalog, rates: Mapping[Target, Rates]
+        self,
+        limits: tuple[Limit, ...],
+        catalog: Catalog,
+        rates: Mapping[Target, Rates],
+        soon: Mapping[Target, Rates] | None = None,
     ) -> None:
         self.limits = limits
-        self._bounds = {a.name: _bounds(a, catalog, rates) for a in catalog.aliases.values()}
+        tables = (rates,) if soon is None or soon == rates else (rates, soon)
+        self._bounds = {a.name: _bounds(a, catalog, tables) for a in catalog.aliases.values()}
         self._found: dict[tuple[str, str], _Found] = {}
 
     def asks_for(self, caller: Caller, request: ModelRequest) -> tuple[Ask, ...]:
@@ -93,11 +102,12 @@ class LimitIndex:
         return found
 
 
-def _bounds(alias: Alias, catalog: Catalog, rates: Mapping[Target, Rates]) -> _Bounds:
+def _bounds(alias: Alias, catalog: Catalog, tables: tuple[Mapping[Target, Rates], ...]) -> _Bounds:
     """Unpriced targets are left out: a hard budget keeps requests from them
     (`Admission.priced_only`), for unknown is not free."""
     priced = [
         rates[target]
+        for rates in tables
         for target in alias.targets
         if target in rates and catalog.backends[target.backend].configured
     ]

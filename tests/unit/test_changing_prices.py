@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import pytest
 
+from gateway.app import PRICES_AHEAD_US
 from gateway.dispatch import Dispatch
 from gateway.domain.catalog import Target
 from gateway.domain.limit import Limit, Period, Unit
@@ -16,7 +17,7 @@ from gateway.domain.request import Usage
 from gateway.ledger.prices import Dated, PriceBook, load_prices
 from gateway.limits import LimitIndex
 from gateway.policy.engine import Router
-from tests.unit.spine import FINE, ROLE, Script, begin, build, finish, said
+from tests.unit.spine import CALLER, FINE, ROLE, Script, begin, build, finish, request, said
 
 A = Target("a", "m")
 HOUR_US = 3_600_000_000
@@ -100,6 +101,39 @@ async def test_an_hour_with_its_own_price_begins_and_ends_in_traffic() -> None:
     assert sorted(costs[:2]) == [TOKENS * 1000, TOKENS * 3000]
     assert costs == costs[:2] * 2
     assert [cost // TOKENS for cost in costs] == [amount // 32 for amount in held]
+
+
+@pytest.mark.parametrize(
+    ("since", "now", "turn"),
+    [
+        (-9, -6, False),
+        (-6, -5, True),  # holds are to know it
+        (-5, -1, False),
+        (-1, 0, True),
+        (0, 1, False),
+        (-99, 99, True),
+    ],
+)
+def test_prices_are_looked_at_again_before_a_change_and_at_it(
+    since: int, now: int, turn: bool
+) -> None:
+    change = 24 * HOUR_US
+    rows = (
+        Dated(from_us=0, until_us=change, base=CHEAP),
+        Dated(from_us=change, until_us=None, base=DEAR),
+    )
+    book = PriceBook({A: rows})
+    moments = change + since * 1_000_000, change + now * 1_000_000
+    assert book.turned(*moments, ahead_us=PRICES_AHEAD_US) is turn
+
+
+async def test_near_a_change_the_dearer_prices_are_held() -> None:
+    dispatch, _, _ = build({"a": FINE}, limits=(DAY,))
+    rules = dispatch.rules
+    for now, soon, price in ((CHEAP, DEAR, 3), (DEAR, CHEAP, 3), (CHEAP, CHEAP, 1)):
+        index = LimitIndex(rules.limits.limits, rules.catalog, {A: now}, {A: soon})
+        (ask,) = index.asks_for(CALLER, request())
+        assert ask.amount == 32 * price * 1000
 
 
 DAY = Limit(name="l", per="team", unit=Unit.USD, amount=10**12, period=Period.DAY)
