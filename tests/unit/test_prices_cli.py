@@ -100,7 +100,9 @@ def test_a_quote_says_what_each_meter_costs_and_which_row_says_so(folder):
         "  search_call            2  $10.00 per 1,000 searches   $0.02",
         "  total                                         exact  $0.142",
     ]
-    told = dict(re.findall(r"^  (price|since|source|read on|written at) +(.+)$", output, re.M))
+    told = dict(
+        re.findall(r"^  (price|since|source|read on|written at) +(.+)$", output, re.MULTILINE)
+    )
     assert told["since"] == "2026-10-14"
     assert told["source"].startswith("genai-prices 0.2.3 (https://developers.openai.com/")
     assert re.fullmatch(rf"{folder}/prices/closed-apis\.yaml:\d+:5", told["written at"])
@@ -181,7 +183,16 @@ def test_a_marginal_scale_has_a_line_on_each_side_of_its_bound(folder):
 
 def test_the_cheapest_comes_first_and_what_has_no_price_last(folder):
     code, output = run(
-        "quote", "gpt-oss-120b", "--input", 1000, "--output", 100, "--json", folder=folder
+        "quote",
+        "gpt-oss-120b",
+        "--input",
+        1000,
+        "--output",
+        100,
+        "--at",
+        "2026-11-24",
+        "--json",
+        folder=folder,
     )
     found = json.loads(output)["quotes"]
     assert code == 0
@@ -433,9 +444,9 @@ def test_an_import_shows_the_difference_asks_and_appends(folder, tmp_path):
 @pytest.mark.parametrize("source", ["genai-prices", "litellm"])
 def test_importing_what_was_shipped_changes_nothing(folder, source):
     before = texts(folder)
-    code, output = run("import", source, "--yes", folder=folder)
+    code, output = run("import", source, "--from", "2026-11-24", "--yes", folder=folder)
     assert code == 0
-    assert re.search(r"^\d+ same$", output, re.M)
+    assert re.search(r"^\d+ same$", output, re.MULTILINE)
     assert "simplismart/meta-llama/Meta-Llama-3.1-8B-Instruct: whose prices hold there" in output
     assert texts(folder) == before
 
@@ -446,8 +457,8 @@ def test_an_empty_book_is_filled_and_agrees_with_its_source(folder):
     code, output = run("import", "genai-prices", "--from", "2026-11-01", "--yes", folder=folder)
     assert code == 0
     assert "left out, no meter of ours: storage_searches_kcount 2.5\n" in output
-    assert "`weighbridge prices rerate` shows what they would cost now" in output
-    asked = ("check", "--source", "genai-prices", "--json")
+    assert "`weighbridge prices rerate --since 2026-10-12` shows what they would" in output
+    asked = ("check", "--source", "genai-prices", "--day", "2026-11-24", "--json")
     code, output = run(*asked, folder=folder)
     assert code == 0
     kinds = {one["kind"] for one in json.loads(output)["findings"]}

@@ -228,11 +228,11 @@ def _lines(change: Change) -> list[str]:
 def _past(changes: Sequence[Change], today: dt.date) -> None:
     from gateway.ledger.price_file import instant
 
-    past = sum(c.row is not None and instant(c.since) < instant(today) for c in changes)
+    past = sorted(c.since for c in changes if c.row and instant(c.since) < instant(today))
     if past:
         typer.echo(
-            f"{past} begin before today: requests since then keep what they were rated at;"
-            " `weighbridge prices rerate` shows what they would cost now"
+            f"{len(past)} begin before today: requests since then keep what they were rated at;"
+            f" `weighbridge prices rerate --since {past[0]}` shows what they would cost now"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import jsonschema
@@ -15,6 +16,7 @@ from gateway.bundle import TESTS, routing_files
 from gateway.cli.policy.check import Report, look
 from gateway.domain.catalog import Kind, Target
 from gateway.domain.decision import Facts
+from gateway.domain.money import Meter
 from gateway.domain.request import Endpoint
 from gateway.ledger import prices
 from gateway.ledger.price_file import instant
@@ -151,6 +153,48 @@ def test_every_vendor_model_has_a_price_and_no_price_is_of_nothing(catalog, book
         for model in backend.models
     }
     assert set(book.in_force(TODAY)) == vendors == set(book.rows)
+
+
+def test_no_price_is_of_nothing_or_from_nowhere(book):
+    for rows in book.rows.values():
+        for row in rows:
+            assert not any(rates.free for rates in row.every())
+            assert row.terms["source"]
+            assert dt.date.fromisoformat(row.terms["read_on"]) <= dt.date(2026, 11, 24)
+
+
+def test_long_prompts_cache_writes_and_service_tiers_have_their_prices(book):
+    sol = book.rates(Target("openai", "gpt-6-sol"), TODAY)
+    assert set(sol.service_tiers) == {"batch", "flex", "priority", "fast"}
+    for rates in (sol, *sol.service_tiers.values()):
+        (tier,) = rates.tiers
+        assert tier.above == 272_000
+        assert tier.rates.input == 2 * rates.input
+        assert tier.rates.output == rates.output * Decimal("1.5")
+    sonnet = book.rates(Target("anthropic", "claude-sonnet-5-5"), TODAY)
+    assert sonnet.price(Meter.CACHE_WRITE_5M) == Decimal("2.50")
+    assert sonnet.price(Meter.CACHE_WRITE_1H) == Decimal("4.00")
+
+
+def test_what_is_announced_is_in_the_book(book):
+    flash, later = Target("google", "gemini-3.8-flash"), instant(dt.date(2027, 1, 1))
+    assert book.rates(flash, later - 1).input == Decimal("0.75")
+    assert book.rates(flash, later).input == Decimal("1.50")
+
+
+def test_hours_of_gpus_are_dated_sourced_and_said_once(book):
+    rows = book.gpu_hours
+    assert len({(r.provider, r.gpu, r.commitment, r.region, r.note, r.from_) for r in rows}) == 81
+    assert all(r.source and r.read_on == r.from_ <= dt.date(2026, 11, 24) for r in rows)
+    dedicated = {r.provider for r in rows if r.commitment == "dedicated"}
+    assert dedicated == {"Fireworks", "Simplismart", "Together"}
+    h100 = [Decimal(r.usd_per_gpu_hour) for r in rows if r.gpu == "H100-SXM-80GB"]
+    assert (min(h100), max(h100)) == (Decimal("2.4024"), Decimal("12.29"))
+
+
+def test_examples_of_other_currencies_are_dated(book):
+    assert book.per_usd("EUR", dt.date(2026, 5, 7)) is None
+    assert book.per_usd("EUR", dt.date(2026, 5, 8)) == Decimal("0.850267835")
 
 
 def test_own_tokens_are_unpriced_until_someone_declares_a_price(book):
