@@ -141,6 +141,8 @@ def _compared(asked: Asked, row: Dated, day: dt.date) -> Iterator[Finding]:
     lacking: set[tuple[Condition, str, str | None]] = set()  # what an earlier source said too
     for offer in asked.offers:
         said = offer.at(day)
+        if said is None:
+            continue
         if said.why_not and not said.figures:
             yield Finding(
                 kind="unreadable",
@@ -156,18 +158,19 @@ def _compared(asked: Asked, row: Dated, day: dt.date) -> Iterator[Finding]:
             fresh = [d for d in group if (condition, d.key, d.theirs) not in lacking]
             lacking |= {(condition, d.key, d.theirs) for d in fresh if d.key not in own}
             if fresh:
-                yield from _condition(asked, offer, condition, fresh, ours, day)
+                yield from _condition(asked, offer, said, fresh, ours, day)
 
 
 def _condition(
     asked: Asked,
     offer: Offer,
-    condition: Condition,
+    said: Said,
     apart: Sequence[Difference],
     ours: Figures,
     day: dt.date,
 ) -> Iterator[Finding]:
-    said = offer.at(day)
+    """What is told of figures that differ under one condition."""
+    condition = apart[0].condition
     since = f" since {said.since}" if said.since else ""
     blank = Finding(
         kind="lacks",
@@ -185,7 +188,7 @@ def _condition(
         yield replace(
             blank,
             severity="note" if unsent else "warning",
-            what=f"no prices for {condition}; {offer.source}{since}: {listed}",
+            what=f"no prices for {condition}; {offer.name}{since}: {listed}",
             todo=unsent or blank.todo,
         )
         return
@@ -207,14 +210,14 @@ def _condition(
             ours=one.ours,
             theirs=one.theirs,
             what=f"{where}{one.key}: ours {one.ours if stated else _unstated(one)},"
-            f" {offer.source} says {one.theirs}{since}{more}"
+            f" {offer.name} says {one.theirs}{since}{more}"
             + (f"; {', '.join(agreeing)} agrees with ours" if agreeing else ""),
         )
 
 
 def _says(offer: Offer, day: dt.date, one: Difference, price: str) -> bool:
-    part = offer.at(day).figures.get(one.condition, {})
-    said = effective(part, one.key)
+    held = offer.at(day)
+    said = None if held is None else effective(held.figures.get(one.condition, {}), one.key)
     return said is not None and Decimal(said) == Decimal(price)
 
 

@@ -73,9 +73,13 @@ class LitellmMap:
     def offer(self, target: Target, provider: str, today: dt.date) -> Offer | None:
         """What it says of the target at that provider, None where it does not know it."""
         family = _FAMILIES.get(provider, frozenset({provider}))
+        # Of one vendor's models others make: vertex_ai-anthropic_models.
         for name in (f"{provider}/{target.model}", target.model):
             entry = self.models.get(name)
-            if entry and entry.get("litellm_provider") in family:
+            if not entry:
+                continue
+            vendor = str(entry.get("litellm_provider"))
+            if vendor in family or vendor.startswith(f"{provider}-"):
                 return self.told(target, name, entry, today)
         return None
 

@@ -87,11 +87,17 @@ class Offer:
     deprecated: str = ""
     left_out: tuple[str, ...] = field(default=())
 
-    def at(self, day: dt.date) -> Said:
-        """What holds on that day; the first where even that is later."""
+    def at(self, day: dt.date) -> Said | None:
+        """What holds at the end of that day, None where all of it is later."""
         end = instant(day + dt.timedelta(days=1))
         held = [one for one in self.said if one.since is None or instant(one.since) < end]
-        return held[-1] if held else self.said[0]
+        return held[-1] if held else None
+
+    @property
+    def name(self) -> str:
+        """The source, and what it calls the model where that is another name."""
+        same = self.called.endswith(self.target.model) or self.called == str(self.target)
+        return self.source if same else f"{self.source} ({self.called})"
 
 
 def text(price: Decimal) -> str:

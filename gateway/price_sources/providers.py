@@ -42,7 +42,7 @@ _HOSTS: Final[Mapping[str, Names]] = {
     "api.z.ai": Names("zai", "zai"),
     "baseten.co": Names("baseten", "baseten"),
     "openai.azure.com": Names("azure", "azure"),
-    "openrouter.ai": Names("openrouter", "openrouter"),
+    "openrouter.ai": Names("openrouter", None),
     "services.ai.azure.com": Names("azure", "azure_ai"),
 }
 # As the catalog's `vendor` says it, which is litellm's name.

@@ -41,8 +41,8 @@ def import_(
         ),
     ] = None,
     into: Annotated[
-        Path | None, typer.Option(help="Append to this file; default: where its rows are.")
-    ] = None,
+        str, typer.Option(help="The price file to append to; default: where its rows are.")
+    ] = "",
     provider: Provider = None,
     free: Annotated[bool, typer.Option("--free", help="Prices of 0 are meant.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -139,13 +139,16 @@ def _changes(
 # --- writing ------------------------------------------------------------------------------------
 
 
-def _edits(known: Opened, changes: Sequence[Change], into: Path | None) -> list[Edit]:
+def _edits(known: Opened, changes: Sequence[Change], into: str) -> list[Edit]:
     from gateway.price_sources.shelf import appended
 
+    if into and (Path(into).name != into or Path(into).suffix != ".yaml"):
+        usage(f"--into {into}: the name of a file in {known.folder / 'prices'}, like mine.yaml")
     by_file: dict[Path, list[PriceRow]] = {}
     for change in changes:
         if change.row is not None:
-            file = into or _file(known, change.offer.target)
+            target = change.offer.target
+            file = known.folder / "prices" / into if into else _file(known, target)
             by_file.setdefault(file, []).append(change.row)
     return [appended(file, rows) for file, rows in sorted(by_file.items())]
 

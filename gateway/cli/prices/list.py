@@ -123,7 +123,7 @@ def _more(row: Dated) -> str:
 def _ends(row: Dated) -> str:
     if row.until_us is None:
         return ""
-    at = dt.datetime.fromtimestamp(row.until_us / 1e6, dt.UTC)
+    at = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=row.until_us)
     return at.date().isoformat() if at.time() == dt.time.min else at.isoformat()
 
 

@@ -179,6 +179,7 @@ def test_what_is_announced_begins_on_its_day():
     assert vendor.find_model("gemini-3.8-flash") is not None
     assert [one.since for one in offer.said] == [None, "2026-10-14", "2027-01-01"]
     assert offer.at(TODAY) is offer.said[1]
+    assert Offer(target=offer.target, source="s", called="m", said=offer.said[2:]).at(TODAY) is None
     assert offer.at(dt.date(2027, 1, 1)) is offer.said[2]
 
 

@@ -116,6 +116,9 @@ def test_every_row_it_makes_says_what_the_file_says(table):
 def test_a_model_is_found_under_its_vendor_only(table):
     assert table.offer(Target("openai", "gpt-6-sol"), "openai", TODAY) is not None
     assert table.offer(Target("mine", "gpt-6-sol"), "fireworks_ai", TODAY) is None
+    claude = table.offer(Target("vertex", "claude-sonnet-5-5"), "vertex_ai", TODAY)
+    assert claude is not None
+    assert claude.called == "vertex_ai/claude-sonnet-5-5"
     found = table.offer(Target("bedrock", "us.amazon.nova-lite-v1:0"), "bedrock", TODAY)
     assert found is not None
     assert found.called == "us.amazon.nova-lite-v1:0"
