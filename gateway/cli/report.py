@@ -12,6 +12,7 @@ import typer
 
 from gateway.cli.database import ledger
 from gateway.cli.focus import focus
+from gateway.cli.reconcile import reconcile
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Cost and quality reports, and the rows behind them.")
 app.command()(focus)
+app.command()(reconcile)
 
 _T = TypeVar("_T")
 FORMATS = ("table", "csv", "json", "xlsx", "html", "pdf")
