@@ -34,4 +34,4 @@ def as_html(document: Document) -> str:
 
 
 def _align(column: Column) -> str:
-    return "text" if column.kind == "text" else "figure"
+    return "text" if column.kind in {"text", "command"} else "figure"

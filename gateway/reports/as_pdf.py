@@ -53,6 +53,8 @@ def as_pdf(document: Document, *, now: dt.datetime) -> bytes:
             _table(
                 pdf, section, document.table.of(section), document.table.rows, document.table.total
             )
+    for table in document.more:
+        _table(pdf, table.title, table.of(table.title), table.rows, None)
     _foot(pdf, document)
     return bytes(pdf.output())
 
@@ -99,7 +101,7 @@ def _head(pdf: FPDF, document: Document) -> None:
                 pdf.set_font("helvetica", style, size)
                 pdf.set_text_color(*colour)
                 pdf.set_xy(x + 3, top + y)
-                pdf.cell(wide - 6, 4, _western(text))
+                pdf.cell(wide - 6, 4, _fitting(pdf, _western(text), wide - 5))
         pdf.set_xy(_MARGIN, top + 23)
     for remark in document.remarks:
         _write(pdf, f"! {remark}", 9, _INK)

@@ -24,6 +24,9 @@ def print_document(document: Document) -> None:
     if document.table.rows:
         out.print()
         print_table(document.table, out)
+    for table in document.more:
+        out.print(f"\n[bold]{escape(table.title)}[/]")
+        print_table(table, out)
     out.print()
     foot = Grid.grid(padding=(0, 2))
     foot.add_column(style="dim", no_wrap=True)
@@ -47,7 +50,7 @@ def print_table(table: Table, out: Console | None = None) -> None:
         grid.add_row(*map(escape, cells), style="bold" if row is table.total else None)
     out.print(grid)
     if left_out:
-        out.print(f"not shown for want of room: {', '.join(left_out)}", style="dim")
+        out.print(f"not shown for want of room: {', '.join(dict.fromkeys(left_out))}", style="dim")
 
 
 def _fitting(table: Table, width: int) -> tuple[Sequence[Column], list[str]]:

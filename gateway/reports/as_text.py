@@ -42,7 +42,7 @@ def _heading(column: Column) -> str:
     )
 
 
-_UNIT = {"ms": "_ms"}
+_UNIT = {"ms": "_ms"}  # of what is in neither dollars nor a plain count
 
 
 def _cell(value: Any, column: Column) -> Any:
@@ -64,6 +64,12 @@ def as_json(document: Document) -> str:
             "report": document.name,
             "lines": [line(table.columns, row) for row in table.rows],
             "total": None if table.total is None else line(table.columns, table.total),
+            **{
+                table.title.lower().replace(" ", "_"): [
+                    line(table.columns, row) for row in table.rows
+                ]
+                for table in document.more
+            },
             "remarks": list(document.remarks),
             "foot": document.json_foot,
         }

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gateway.domain.money import NANO_PER_USD
-from gateway.reports.document import UNPRICED, Chart, Column, Document, Kind
+from gateway.reports.document import MONEY, UNPRICED, Chart, Column, Document, Kind, Table
 from gateway.reports.drawing import COLOURS
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _FORMATS: Mapping[str, str] = {
     "count": "#,##0",
     "usd": "$#,##0.00####",
+    "local": "#,##0.00####",
     "unit": "$#,##0.000000",
     "share": "0.0%",
     "change": "+0.0%;-0.0%;0.0%",
@@ -28,7 +29,8 @@ _FORMATS: Mapping[str, str] = {
     "tps": "#,##0.0",
 }
 _NAME = re.compile(r"(total\.)?([a-z][a-z0-9_]*)")
-_HEAD = 3  # rows above the table: title, period, a blank
+_HEAD = 3  # rows above the table: title, period, sections
+_A4 = 9
 
 
 def as_xlsx(document: Document) -> bytes:
@@ -52,6 +54,16 @@ def as_xlsx(document: Document) -> bytes:
                     "bg_color": "#f0f3f6",
                 }
             ),
+            "head_right": book.add_format(
+                {
+                    "bold": True,
+                    "bottom": 1,
+                    "text_wrap": True,
+                    "align": "right",
+                    "valign": "bottom",
+                    "bg_color": "#f0f3f6",
+                }
+            ),
             "wrap": book.add_format({"text_wrap": True, "valign": "top"}),
             "bold": book.add_format({"bold": True, "valign": "top"}),
             "text": book.add_format(),
@@ -66,12 +78,20 @@ def as_xlsx(document: Document) -> bytes:
         if document.charts:
             sheet, data = book.add_worksheet("Charts"), book.add_worksheet("Chart data")
             sheet.hide_gridlines(2)
+            sheet.set_landscape()
+            sheet.set_paper(_A4)
+            sheet.fit_to_pages(1, 0)
             column, row = 0, 0
+            breaks = []
             for chart in document.charts:
                 made = _chart(book, data, chart, column, formats)
                 sheet.insert_chart(row, 0, made)
                 row += 3 + made.height // 20
                 column += len(chart.series) + 2
+                breaks.append(row)
+            sheet.set_h_pagebreaks(breaks[:-1])
+        for table in document.more:
+            _beside(book.add_worksheet(table.title[:31]), table, formats)
         _foot(book.add_worksheet("Foot"), document, formats)
     return out.getvalue()
 
@@ -84,14 +104,24 @@ def _table(sheet: Worksheet, document: Document, formats: Mapping[str, Any]) -> 
     sheet.write_string(0, 0, document.title, formats["title"])
     sheet.write_string(1, 0, document.subtitle, formats["dim"])
     last = _HEAD + len(rows)  # the last line's row, counted from 0
+    sections: list[str] = []
+    begins: list[int] = []
+    sheet.set_row(0, 24)
     for number, column in enumerate(columns):
-        sheet.write_string(_HEAD, number, _heading(column), formats["head"])
+        head = formats["head" if _style(column) == "text" else "head_right"]
+        sheet.write_string(_HEAD, number, _heading(column), head)
         width = max(
             [len(_heading(column)), 11] + [len(str(row[column.name])) + 2 for row in rows[:200]]
         )
         if column.kind != "text":
             width = 14
-        sheet.set_column(number, number, min(width, 40))
+        # What ratios stand on is folded away; the commands are for the screen, not for paper.
+        folded = {"level": 1, "hidden": True} if column.detail and column.kind != "command" else {}
+        sheet.set_column(number, number, min(width, 40), None, folded)
+        if column.section and column.section not in sections:
+            sections.append(column.section)
+            begins.append(number)
+            sheet.write_string(_HEAD - 1, number, column.section, formats["bold"])
         for place, row in enumerate(rows, _HEAD + 1):
             formula = _formula(column.formula, letters, place + 1, last + 2)
             _cell(
@@ -116,8 +146,24 @@ def _table(sheet: Worksheet, document: Document, formats: Mapping[str, Any]) -> 
     if rows:
         sheet.autofilter(_HEAD, 0, last, len(columns) - 1)
     sheet.set_landscape()
-    sheet.fit_to_pages(1, 0)
-    sheet.repeat_rows(_HEAD)
+    sheet.set_paper(_A4)
+    sheet.set_print_scale(70)
+    sheet.repeat_rows(_HEAD - 1, _HEAD)
+    if texts:
+        sheet.repeat_columns(0, min(texts, 3) - 1)
+    printed = sum(column.kind != "command" for column in columns)
+    sheet.set_v_pagebreaks(begins[1:])
+    sheet.print_area(0, 0, last + 1, printed - 1)
+
+
+def _beside(sheet: Worksheet, table: Table, formats: Mapping[str, Any]) -> None:
+    """A table beside the report: figures alone."""
+    for number, column in enumerate(table.columns):
+        sheet.write_string(0, number, _heading(column), formats["head"])
+        sheet.set_column(number, number, 24 if column.kind == "text" else 14)
+        for place, row in enumerate(table.rows, 1):
+            _cell(sheet, (place, number), column, row[column.name], "", formats[_style(column)])
+    sheet.freeze_panes(1, 0)
 
 
 def _heading(column: Column) -> str:
@@ -149,7 +195,7 @@ def _cell(
     elif isinstance(shown, str):
         sheet.write_string(*at, shown, style)
     elif shown is None:
-        sheet.write_string(*at, UNPRICED if column.kind == "usd" else "", style)
+        sheet.write_string(*at, UNPRICED if column.kind in MONEY else "", style)
     else:
         sheet.write_number(*at, shown, style)
 
@@ -179,6 +225,7 @@ def _chart(
         data.write_string(0, at, series.name, formats["head"])
         values = [value / NANO_PER_USD if chart.unit == "usd" else value for value in series.values]
         data.write_column(1, at, values, formats[pattern])
+        data.set_column(at, at, 14)
         made.add_series(
             {
                 "name": ["Chart data", 0, at],
@@ -204,6 +251,9 @@ def _chart(
 def _foot(sheet: Worksheet, document: Document, formats: Mapping[str, Any]) -> None:
     sheet.set_column(0, 0, 16)
     sheet.set_column(1, 1, 110)
+    sheet.set_landscape()
+    sheet.set_paper(_A4)
+    sheet.fit_to_pages(1, 0)
     lines: Sequence[tuple[str, str]] = (
         *document.foot,
         *(("Remark", remark) for remark in document.remarks),

@@ -210,7 +210,7 @@ def _cards(definition: Definition, whole: Sums, before: Sums, has: Shape) -> Seq
     change = shown(made["change"], "change")
     note = f"{change} on {shown(was, 'usd')} before" if definition.compare else ""
     if has.currency:
-        note = f"{shown(made['local'], 'local')} {has.currency}; {note}".removesuffix("; ")
+        note = f"{shown(made[has.local], 'local')} {has.currency}; {note}".removesuffix("; ")
     if whole.correction:
         note = f"{money(whole.cost)} booked, {money(whole.correction)} corrected"
     tokens = made["uncached"] + made["cached"] + made["cache_write"] + made["output"]

@@ -15,12 +15,7 @@ from gateway.reports.definition import OF_TIME, Definition
 from gateway.reports.document import Column, Kind, local, ratio
 from gateway.reports.sums import Sums
 
-COST, UNIT, DOUBT, BEFORE = (
-    "Cost",
-    "Tokens, unit costs, speed",
-    "Waste and quality",
-    "Unit costs and the period before",
-)
+COST, TOKENS, UNIT, DOUBT = "Cost", "Tokens and speed", "Unit costs", "Waste and quality"
 _MILLION = 1_000_000
 
 # Unit costs: heading, the cost and what it is divided by, per how many.
@@ -48,6 +43,11 @@ class Shape:
     def stands(self) -> str:
         """The column of what a line costs in the end."""
         return "corrected" if self.runs else "cost"
+
+    @property
+    def local(self) -> str:
+        """The column of the same in the currency."""
+        return f"{self.stands}_{self.currency.lower() or 'usd'}"
 
 
 def shape(
@@ -78,8 +78,8 @@ def columns(definition: Definition, has: Shape) -> list[Column]:
     return [
         *(groups or [Column(name="group", heading="", kind="text")]),
         *_costs(definition, has),
+        *_tokens(has),
         *_units(has),
-        *(_before() if has.compared else []),
         *_doubts(has),
     ]
 
@@ -106,7 +106,7 @@ def _costs(definition: Definition, has: Shape) -> list[Column]:
     if has.currency:
         made.append(
             Column(
-                name="local",
+                name=has.local,
                 heading=f"{has.stands}, {has.currency}",
                 kind="local",
                 section=COST,
@@ -117,51 +117,48 @@ def _costs(definition: Definition, has: Shape) -> list[Column]:
     made.append(_ratio("share", "share", "share", f"{has.stands}/total.{has.stands}", COST, 1))
     if has.compared:
         change = f"({has.stands}-previous)/previous"
+        made.append(_count("requests_before", f"{rows} before", section=COST, rank=8))
         made.append(_usd("previous", "previous", section=COST, rank=4))
         made.append(_ratio("change", "change", "change", change, COST, 1))
     return made
 
 
-def _units(has: Shape) -> list[Column]:
+def _tokens(has: Shape) -> list[Column]:
     prompt = "uncached+cached+cache_write+other_input"
     return [
-        _count("uncached", "input", section=UNIT, rank=3),
-        _count("cached", "cached", section=UNIT, rank=3),
-        _count("cache_write", "cache writes", section=UNIT, rank=5, detail=not has.writes),
-        _count("other_input", "other input", section=UNIT, rank=6, detail=not has.others),
-        _count("output", "output", section=UNIT, rank=3),
-        _count("other_output", "other output", section=UNIT, rank=6, detail=not has.others),
+        _count("uncached", "input", section=TOKENS, rank=3),
+        _count("cached", "cached", section=TOKENS, rank=3),
+        _count("cache_write", "cache writes", section=TOKENS, rank=5, detail=not has.writes),
+        _count("other_input", "other input", section=TOKENS, rank=6, detail=not has.others),
+        _count("output", "output", section=TOKENS, rank=3),
+        _count("other_output", "other output", section=TOKENS, rank=6, detail=not has.others),
         _count("priced_tokens", "tokens with a cost", detail=True),
-        _ratio("cache_share", "cache share", "share", f"cached/({prompt})", UNIT, 4),
-        _usd("input_cost", "cost of input", detail=True),
+        _ratio("cache_share", "cache share", "share", f"cached/({prompt})", TOKENS, 4),
+        Column(name="input_cost", heading="cost of input", kind="usd", detail=True),
         _count("input_billed", "input billed", detail=True),
-        _usd("output_cost", "cost of output", detail=True),
+        Column(name="output_cost", heading="cost of output", kind="usd", detail=True),
         _count("output_billed", "output billed", detail=True),
-        *(
-            _ratio(name, heading, "unit", _per(above, below, times, has), UNIT, 2)
-            for name, (heading, above, below, times) in UNIT_COSTS.items()
-        ),
-        Column(name="tps", heading="tokens/s", kind="tps", section=UNIT, rank=5),
-        Column(name="ttft_p50", heading="TTFT p50", kind="ms", section=UNIT, rank=5),
-        Column(name="ttft_p95", heading="TTFT p95", kind="ms", section=UNIT, rank=5),
+        Column(name="tps", heading="tokens/s", kind="tps", section=TOKENS, rank=5),
+        Column(name="ttft_p50", heading="TTFT p50", kind="ms", section=TOKENS, rank=5),
+        Column(name="ttft_p95", heading="TTFT p95", kind="ms", section=TOKENS, rank=5),
     ]
+
+
+def _units(has: Shape) -> list[Column]:
+    made = []
+    for name, (heading, above, below, times) in UNIT_COSTS.items():
+        was = f"{name}_before"
+        made.append(_ratio(name, heading, "unit", _per(above, below, times, has), UNIT, 2))
+        if has.compared:
+            change = f"({name}-{was})/{was}"
+            made.append(Column(name=was, heading="before", kind="unit", section=UNIT, rank=8))
+            made.append(_ratio(f"{name}_change", "change", "change", change, UNIT, 8))
+    return made
 
 
 def _per(above: str, below: str, times: int, has: Shape) -> str:
     said = f"{has.stands if above == 'stands' else above}/{below}"
     return said if times == 1 else f"{said}*{times}"
-
-
-def _before() -> list[Column]:
-    made = [_count("requests_before", "rows before", section=BEFORE, rank=8)]
-    for name, (heading, *_) in UNIT_COSTS.items():
-        was = f"{name}_before"
-        made += [
-            _ratio(f"{name}_now", heading, "unit", name, BEFORE, 8),
-            Column(name=was, heading="before", kind="unit", section=BEFORE, rank=8),
-            _ratio(f"{name}_change", "change", "change", f"({name}-{was})/{was}", BEFORE, 8),
-        ]
-    return made
 
 
 def _doubts(has: Shape) -> list[Column]:
@@ -212,7 +209,7 @@ def figures(one: Sums, whole: Sums, previous: Sums | None, has: Shape) -> dict[s
         "cost": known,
         "correction": one.correction,
         "corrected": stands,
-        "local": local(stands, has.per_usd),
+        has.local: local(stands, has.per_usd),
         "share": ratio(stands, whole.cost + whole.correction),
         "uncached": one.uncached,
         "cached": one.cached,
@@ -248,7 +245,7 @@ def _compared(made: Mapping[str, Any], stands: int | None, previous: Sums) -> di
     }
     for name in UNIT_COSTS:
         now, then = made[name], units[name]
-        found[f"{name}_now"], found[f"{name}_before"] = now, then
+        found[f"{name}_before"] = then
         found[f"{name}_change"] = None if now is None or not then else (now - then) / then
     return found
 

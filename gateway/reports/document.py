@@ -122,18 +122,27 @@ def shown(value: Any, kind: Kind) -> str:
         case "usd":
             return money(value)
         case "local":
-            return f"{value:,.{2 if abs(value) >= 1 or not value else 4}f}"
+            return _no_minus_zero(f"{value:,.{2 if abs(value) >= 1 or not value else 4}f}")
         case "unit":
             return f"${value:,.{2 if value >= 1 else 4 if value >= Decimal('0.01') else 6}f}"
         case "share":
-            return f"{value * 100:.1f}%"
+            return _no_minus_zero(f"{value * 100:.1f}%")
         case "change":
-            return f"{value * 100:+.1f}%"
+            text = f"{value * 100:+.1f}%"
+            return text if _any_digit(text) else "0.0%"
         case "ms":
             return f"{value:,.0f} ms" if value < 10_000 else f"{value / 1000:,.1f} s"
         case "tps":
             return f"{value:,.1f}"
     return str(value)
+
+
+def _no_minus_zero(text: str) -> str:
+    return text if _any_digit(text) else text.removeprefix("-")
+
+
+def _any_digit(text: str) -> bool:
+    return not set(text).isdisjoint("123456789")
 
 
 def money(nano: int) -> str:

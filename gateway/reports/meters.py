@@ -73,6 +73,7 @@ async def by_meter(
     )
     currency, per_usd, _ = display or ("", Decimal(1), "")
     columns = _columns(by, compared=compared, currency=currency, per_usd=per_usd)
+    converted = f"cost_{currency.lower()}"
     lines = []
     was = {group: _lines(one, wanted) for group, one in earlier.groups.items()}
     for group, one in costs.ordered(plain, found.groups):
@@ -86,10 +87,11 @@ async def by_meter(
         lines += [_row(plain, group, (name, 0, 0), nano, labels) for name, _, nano in old]
     whole, previous = (sum(row[name] or 0 for row in lines) for name in ("cost", "previous"))
     for row in lines:
-        row |= {"share": ratio(row["cost"], whole), "local": local(row["cost"], per_usd)}
+        share = None if row[METER] == ROUNDING else ratio(row["cost"], whole)
+        row |= {"share": share, converted: local(row["cost"], per_usd)}
     first = columns[0].name
     total = {first: "total", "cost": whole, "previous": previous, "share": ratio(whole, whole)}
-    total |= {"change": ratio(whole - previous, previous), "local": local(whole, per_usd)}
+    total |= {"change": ratio(whole - previous, previous), converted: local(whole, per_usd)}
     table = Table(
         columns=columns,
         rows=lines,
@@ -159,7 +161,7 @@ def _columns(by: Sequence[str], *, compared: bool, currency: str, per_usd: Decim
     if currency:
         made.append(
             Column(
-                name="local",
+                name=f"cost_{currency.lower()}",
                 heading=f"cost, {currency}",
                 kind="local",
                 section=_SECTION,

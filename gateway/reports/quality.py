@@ -163,14 +163,16 @@ async def quality(
             for name in _SHARES[:4]
         ],
         charts=_charts(lines),
-        remarks=_remarks(whole, total, found),
+        remarks=_remarks(definition, whole, total, found),
         notes=_NOTES,
         foot=ended.lines,
         json_foot=ended.json,
     )
 
 
-def _remarks(whole: Mapping[str, Any], total: Mapping[str, Any], found: Added) -> list[str]:
+def _remarks(
+    definition: Definition, whole: Mapping[str, Any], total: Mapping[str, Any], found: Added
+) -> list[str]:
     if not whole["requests"]:
         return ["Nothing was recorded in this period with these filters: the report is empty."]
     remarks = [
@@ -185,6 +187,8 @@ def _remarks(whole: Mapping[str, Any], total: Mapping[str, Any], found: Added) -
             f"Rating runs {', '.join(map(str, found.runs))} corrected {money(one.cost)} by"
             f" {money(one.correction)}; {one.resolved:,} of the unpriced rows have a price by them."
         )
+    if whole["unpriced"]:
+        remarks.append(f"Once the price book says them: {_again(definition)}")
     return remarks or ["Every row has usage, a price, an end and a route."]
 
 
@@ -289,10 +293,6 @@ async def _unpriced_meters(
 def _lacking(
     definition: Definition, row: Mapping[str, Any], book: PriceBook | None
 ) -> dict[str, Any]:
-    period = definition.period
-    words = ["weighbridge", "prices", "rerate", "--since", iso(period.since_us, "UTC")]
-    words += ["--until", iso(period.until_us, "UTC"), "--backend", row["backend"]]
-    words += ["--model", row["model"], "--only-unpriced", "--apply"]
     tokens = sum(row[name] for name in ("uncached_tokens", "cached_tokens", "output_tokens"))
     return {
         "backend": row["backend"],
@@ -302,8 +302,16 @@ def _lacking(
         "tokens": tokens,
         "meters": ", ".join(meter.value for meter in row["used"]),
         "lacks": "is not at hand" if book is None else _lacks(definition, row, book),
-        "rate_again": shlex.join(words),
+        "rate_again": _again(definition, "--backend", row["backend"], "--model", row["model"]),
     }
+
+
+def _again(definition: Definition, *of: str) -> str:
+    """The command that rates again what has no price."""
+    period = definition.period
+    words = ["weighbridge", "prices", "rerate", "--since", iso(period.since_us, "UTC")]
+    words += ["--until", iso(period.until_us, "UTC"), *of, "--only-unpriced", "--apply"]
+    return shlex.join(words)
 
 
 def _lacks(definition: Definition, row: Mapping[str, Any], book: PriceBook) -> str:
