@@ -81,6 +81,11 @@ PROMISES: dict[str, tuple[str, str, str]] = {
         "0 failed, within 5 s",
         "tests/chaos/test_reload.py",
     ),
+    "I-13": (
+        "a price that is not known makes a row unpriced, never free; rating again prices it",
+        "0 rows with cost 0",
+        "tests/chaos/test_prices.py",
+    ),
     "I-15": (
         "slow and oversized requests are refused and their connections closed",
         "all gone in time",
