@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from gateway.domain.catalog import Backend, Model, Target
@@ -152,8 +153,9 @@ def _never(subject: Subject, rows: _Rows) -> Iterator[Problem]:
         backend, model = found
         for row in own:
             yield from _variants(row, backend)
-            for path, part in _scales(row.row):
-                yield from _bounds(row, path, part, model)
+        # Once for each target: what is said of one row is so of the others.
+        beyond = (found for row in own for found in _bounds(row, model))
+        yield from islice(beyond, 1)
 
 
 def _scales(row: Mapping[str, Any]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
@@ -162,18 +164,18 @@ def _scales(row: Mapping[str, Any]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
         yield ("when", number), variant
 
 
-def _bounds(row: _Row, path: Path, part: Mapping[str, Any], model: Model) -> Iterator[Problem]:
+def _bounds(row: _Row, model: Model) -> Iterator[Problem]:
     longest = min(
         (n for n in (model.prompt_tokens_max, model.context_tokens) if n is not None), default=None
     )
-    for index, tier in enumerate(part.get("long_prompts") or ()):
-        bound = tier["above_prompt_tokens"]
-        if longest is not None and bound >= longest:
-            yield row.tell(
-                NOTE,
-                (*path, "long_prompts", index, "above_prompt_tokens"),
-                f"never reached: the catalog allows {row.target} prompts of {longest:,} tokens",
-            )
+    for path, part in _scales(row.row):
+        for index, tier in enumerate(part.get("long_prompts") or ()):
+            if longest is not None and tier["above_prompt_tokens"] >= longest:
+                yield row.tell(
+                    NOTE,
+                    (*path, "long_prompts", index, "above_prompt_tokens"),
+                    f"never reached: the catalog allows {row.target} prompts of {longest:,} tokens",
+                )
 
 
 def _variants(row: _Row, backend: Backend) -> Iterator[Problem]:
