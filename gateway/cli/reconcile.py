@@ -152,15 +152,15 @@ def _text(content: bytes, file: Path) -> str:
 def _show(document: Document, chosen: str, output: Path | None) -> None:
     if chosen == "table":
         from gateway.reports.as_table import print_document
+        from gateway.reports.reconcile import SETTLED
 
-        rows = document.table.rows
+        rows = [row for row in document.table.rows if row["class"] not in SETTLED]
+        said = list(document.remarks)
         if len(rows) > SHOWN_MAX:
-            more = f"The first {SHOWN_MAX} of {len(rows):,} differences; --format csv has them all."
-            document = replace(
-                document,
-                table=replace(document.table, rows=rows[:SHOWN_MAX]),
-                remarks=[*document.remarks, more],
-            )
+            said.append(f"The first {SHOWN_MAX} of {len(rows):,}; --format csv has them all.")
+        document = replace(
+            document, table=replace(document.table, rows=rows[:SHOWN_MAX]), remarks=said
+        )
         print_document(document)
         return
     from gateway.reports import as_text

@@ -150,7 +150,7 @@ class Meters:
         rates: Iterable[tuple[Target, str]] | None = None,
     ) -> AsyncIterator[tuple[int, Kind, Sum]]:
         """The same, attempt by attempt, oldest first; of `rates` only where those are given."""
-        f, r, d = attempt_facts.c, request_facts.c, attempt_dimensions.c
+        f, d = attempt_facts.c, attempt_dimensions.c
         wanted = [f.request_started_at_us >= since_us, f.request_started_at_us < until_us]
         if backend is not None:
             wanted.append(d.backend == backend)
@@ -163,38 +163,63 @@ class Meters:
                     )
                 )
             )
-        place = (f.request_started_at_us, f.request_id, f.number)
-        query = (
-            sa.select(
-                *place,
-                r.dimension.label("request_dimension"),
-                f.dimension.label("attempt_dimension"),
-                *(f[name] for name in ("cost_nano_usd", *_SUMS[5:], "other_meters")),
-            )
-            .join(request_facts, sa.and_(r.id == f.request_id, r.started_at_us == place[0]))
-            .join(attempt_dimensions, d.id == f.dimension)
-            .where(*wanted)
-            .order_by(*place)
-            .limit(PAGE_ROWS)
+        async for row in self._pages(_facts().where(*wanted)):
+            kind = self._kind(row)
+            if kind.usage_source != "none":
+                yield int(row["request_started_at_us"]) // step_us * step_us, kind, _single(row)
+
+    async def rated_again(
+        self, since_us: int, until_us: int, *, step_us: int, backend: str
+    ) -> AsyncIterator[tuple[int, Kind, Sum, str, int]]:
+        """Attempts that rating runs corrected: each as booked, and by its newest correction the
+        rates and the cost."""
+        c, f, d = corrections.c, attempt_facts.c, attempt_dimensions.c
+        within = c.request_started_at_us >= since_us, c.request_started_at_us < until_us
+        newest = (
+            sa.select(c.request_id, c.attempt, sa.func.max(c.run).label("run"))
+            .where(*within)
+            .group_by(c.request_id, c.attempt)
+            .subquery("newest")
         )
+        query = _facts(c.rates_id.label("rates_again"), c.cost_nano_usd.label("cost_again"))
+        query = (
+            query.join(
+                corrections,
+                sa.and_(
+                    c.request_started_at_us == f.request_started_at_us,
+                    c.request_id == f.request_id,
+                    c.attempt == f.number,
+                ),
+            )
+            .join(
+                newest,
+                sa.and_(
+                    newest.c.request_id == c.request_id,
+                    newest.c.attempt == c.attempt,
+                    newest.c.run == c.run,
+                ),
+            )
+            .where(*within, d.backend == backend)
+        )
+        async for row in self._pages(query):
+            at = int(row["request_started_at_us"]) // step_us * step_us
+            yield at, self._kind(row), _single(row), row["rates_again"], int(row["cost_again"])
+
+    async def _pages(self, query: sa.Select[Any]) -> AsyncIterator[Mapping[str, Any]]:
+        """Rows of attempts in order, page by page."""
         page, after = query, None
         while True:
             if after is not None:
                 page = query.where(
-                    place[0] >= after[0], sa.tuple_(*place) > sa.tuple_(*map(sa.literal, after))
+                    _PLACE[0] >= after[0], sa.tuple_(*_PLACE) > sa.tuple_(*map(sa.literal, after))
                 )
             found = await self._store.select(page)
             await self._learn(found)
             for row in found:
-                kind = self._kind(row)
-                if kind.usage_source == "none":
-                    continue
-                cost = row["cost_nano_usd"]
-                one = Sum(1, int(cost is None), int(cost or 0), quantities(metered(row)))
-                yield int(row["request_started_at_us"]) // step_us * step_us, kind, one
+                yield row
             if len(found) < PAGE_ROWS:
                 return
-            after = tuple(found[-1][column.name] for column in place)
+            after = tuple(found[-1][column.name] for column in _PLACE)
 
     async def corrected(
         self, since_us: int, until_us: int, *, step_us: int, run: int | None = None
@@ -295,6 +320,40 @@ class Meters:
             service_tier=at["service_tier"],
             usage_source=at["usage_source"],
         )
+
+
+_PLACE: Final = (
+    attempt_facts.c.request_started_at_us,
+    attempt_facts.c.request_id,
+    attempt_facts.c.number,
+)
+
+
+def _facts(*also: Any) -> sa.Select[Any]:
+    """Attempts with the identifiers of their dimensions, in order, a page."""
+    f, r = attempt_facts.c, request_facts.c
+    return (
+        sa.select(
+            *_PLACE,
+            r.dimension.label("request_dimension"),
+            f.dimension.label("attempt_dimension"),
+            *(f[name] for name in ("cost_nano_usd", *_SUMS[5:], "other_meters")),
+            *also,
+        )
+        .select_from(attempt_facts)
+        .join(
+            request_facts,
+            sa.and_(r.id == f.request_id, r.started_at_us == f.request_started_at_us),
+        )
+        .join(attempt_dimensions, attempt_dimensions.c.id == f.dimension)
+        .order_by(*_PLACE)
+        .limit(PAGE_ROWS)
+    )
+
+
+def _single(row: Mapping[str, Any]) -> Sum:
+    cost = row["cost_nano_usd"]
+    return Sum(1, int(cost is None), int(cost or 0), quantities(metered(row)))
 
 
 def _by_rates(rates_id: str) -> Kind:

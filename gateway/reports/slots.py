@@ -1,13 +1,14 @@
 """What the ledger has of one backend, slot by slot: for comparing with whoever counted too.
 
 A slot is an hour, or a quarter of one where days begin within an hour. Quantities are by meter,
-money exact by meter and, as booked, of the model as a whole.
+money exact by meter and, as booked, of the model as a whole. What a rating run corrected counts as
+corrected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final
 
@@ -31,12 +32,12 @@ class Ours:
     estimated: int = 0
     unpriced: int = 0
 
-    def add(self, other: Ours) -> None:
-        self.quantity += other.quantity
-        self.nano += other.nano
-        self.attempts += other.attempts
-        self.estimated += other.estimated
-        self.unpriced += other.unpriced
+    def add(self, other: Ours, sign: int = 1) -> None:
+        self.quantity += sign * other.quantity
+        self.nano += sign * other.nano
+        self.attempts += sign * other.attempts
+        self.estimated += sign * other.estimated
+        self.unpriced += sign * other.unpriced
 
     def __bool__(self) -> bool:
         return bool(self.quantity or self.nano or self.unpriced)
@@ -74,15 +75,20 @@ async def slots(
         for (at, kind), sums in groups.items():
             if not await _put(found, kept, at, kind, sums):
                 singly.add((kind.target, kind.rates_id or ""))
-        if not singly:
-            return found
-    rows = meters.rows(since_us, until_us, step_us=step_us, backend=backend, rates=singly or None)
-    async for at, kind, one in rows:
-        await _put(found, kept, at, kind, one)
+    if singly or step_us != HOUR_US:
+        only = singly or None
+        rows = meters.rows(since_us, until_us, step_us=step_us, backend=backend, rates=only)
+        async for at, kind, one in rows:
+            await _put(found, kept, at, kind, one)
+    again = meters.rated_again(since_us, until_us, step_us=step_us, backend=backend)
+    async for at, kind, one, rates_id, cost in again:  # out as booked, in as corrected
+        await _put(found, kept, at, kind, one, sign=-1)
+        corrected = replace(one, unpriced=0, booked_nano=cost)
+        await _put(found, kept, at, kind._replace(rates_id=rates_id), corrected)
     return found
 
 
-async def _put(found: Slots, kept: Kept, at: int, kind: Kind, sums: Sum) -> bool:
+async def _put(found: Slots, kept: Kept, at: int, kind: Kind, sums: Sum, *, sign: int = 1) -> bool:
     """False, and nothing put, where the group has to come attempt by attempt."""
     rates = None if kind.rates_id is None else await kept.rates(kind.target, kind.rates_id)
     if rates is not None and one_by_one(rates) and sums.attempts != 1:
@@ -100,7 +106,7 @@ async def _put(found: Slots, kept: Kept, at: int, kind: Kind, sums: Sum) -> bool
             unpriced = sums.attempts
     for meter, quantity in used.items():
         one = Ours(quantity, costs.get(meter, Decimal(0)), sums.attempts, estimated, unpriced)
-        found.setdefault((kind.model, meter), {}).setdefault(at, Ours()).add(one)
+        found.setdefault((kind.model, meter), {}).setdefault(at, Ours()).add(one, sign)
     whole = Ours(0, Decimal(sums.booked_nano), sums.attempts, estimated, sums.unpriced)
-    found.setdefault((kind.model, None), {}).setdefault(at, Ours()).add(whole)
+    found.setdefault((kind.model, None), {}).setdefault(at, Ours()).add(whole, sign)
     return True

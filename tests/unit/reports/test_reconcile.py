@@ -10,19 +10,21 @@ from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 import pytest
+import sqlalchemy as sa
 
 from gateway.domain.money import Meter
-from gateway.ledger.store import Store
+from gateway.ledger.store import Store, corrections
 from gateway.reports import definition as d
 from gateway.reports.kept import Kept
 from gateway.reports.provider_export import Malformed, read
 from gateway.reports.reconcile import CLASSES, Wanted, match_models, reconcile
-from tests.unit.ledger.records import request
+from tests.unit.ledger.records import request as record_of
 from tests.unit.reports.month import DAY_US, NOVEMBER_US
 from tests.unit.reports.priced import BOOK, attempt, fill
 
 pytestmark = pytest.mark.xdist_group("reports")
 
+BOTH = pytest.mark.parametrize("store", ["sqlite", "postgres"], indirect=True)
 HOUR_US = DAY_US // 24
 DAYS = 6
 # our meter -> their columns in the usage export, their words in the cost export
@@ -52,7 +54,7 @@ def records():
         openai = attempt(
             "openai", "gpt-x-mini", at, number=2, uncached=700 + hour, cached=30, output=90 + hour
         )
-        made.append(request(f"req-{hour:03}", started_at_us=at, attempts=[claude, openai]))
+        made.append(record_of(f"req-{hour:03}", started_at_us=at, attempts=[claude, openai]))
     return made
 
 
@@ -105,8 +107,11 @@ def text(lines) -> str:
 
 
 @pytest.fixture
-async def store(tmp_path):
-    made = await Store.connect(f"sqlite:///{tmp_path / 'ledger.db'}")
+async def store(request, tmp_path):
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    if getattr(request, "param", "sqlite") == "postgres":
+        url = request.getfixturevalue("postgres_url")
+    made = await Store.connect(url)
     yield made
     await made.close()
 
@@ -128,6 +133,7 @@ def classes(result) -> dict[str, int]:
     return {what: len(found) for what, found in result.by_class().items()}
 
 
+@BOTH
 async def test_an_honest_usage_export_agrees(filled):
     result = await compared(filled, usage_lines(used(records())))
     assert classes(result) == {}
@@ -231,6 +237,7 @@ async def test_a_request_on_the_other_side_of_midnight_is_the_edge_of_a_period(f
     assert result.agrees()
 
 
+@BOTH
 async def test_days_that_begin_within_an_hour_are_compared_row_by_row(filled):
     counts = used(records(), "Asia/Kolkata")
     inner = sorted({day for day, _ in counts})[1:-1]
@@ -252,6 +259,39 @@ async def test_what_had_no_price_and_what_is_an_estimate(store, tmp_path):
     lines = usage_lines(used(made))
     lines[3]["usage_output_tokens"] += 9
     assert classes(await compared(store, lines)) == {"estimated here": 1}
+
+
+@BOTH
+async def test_rated_again_it_agrees(store, tmp_path):
+    """What had no price was given one, and what had a wrong one the right one."""
+    made = records()
+    rates = made[0].attempts[0].rates_id
+    for place, cost in ((30, None), (40, 7)):
+        one = made[place].attempts[0]
+        one.cost_nano_usd = cost
+        one.rates_id = None if cost is None else "claude/sonnet-x@2020-01-01#00000000"
+        made[place].priced = cost is not None
+        made[place].cost_nano_usd = (cost or 0) + made[place].attempts[1].cost_nano_usd
+    await fill(store, tmp_path / "journal", made)
+    lines = cost_lines(used(made), digits=12)
+    assert classes(await compared(store, lines)) == {"unpriced here": len(CLAUDE)}
+    async with store._begin() as connection:
+        for run, place, wrong in ((1, 30, 5), (2, 30, 0), (1, 40, 0)):
+            due = records()[place].attempts[0].cost_nano_usd + wrong
+            await connection.execute(
+                sa.insert(corrections).values(
+                    run=run,
+                    request_id=made[place].id,
+                    attempt=1,
+                    request_started_at_us=made[place].started_at_us,
+                    rates_id=rates,
+                    cost_nano_usd=due,
+                    delta_nano_usd=due - (made[place].attempts[0].cost_nano_usd or 0),
+                )
+            )
+    again = await compared(store, lines)
+    assert classes(again) == {}
+    assert again.theirs_nano == again.ours_nano
 
 
 async def test_money_of_a_model_as_a_whole_through_columns_that_are_named(filled):
