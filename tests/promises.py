@@ -21,10 +21,20 @@ PROMISES: dict[str, tuple[str, str, str]] = {
         "0 missing, 0 duplicate",
         "tests/chaos/test_kill.py",
     ),
+    "I-2": (
+        "every attempt has its row and its cost, the hedge's loser and the killed one too",
+        "sums equal to the nano-USD",
+        "tests/chaos/test_kill.py",
+    ),
     "I-3": (
         "Postgres away: traffic goes on, every row arrives afterwards",
         "0 failed, 0 missing",
         "tests/chaos/test_database_away.py",
+    ),
+    "I-3b": (
+        "rows that waited for a database killed under load catch up",
+        "at least 2,000 rows/s",
+        "tests/chaos/test_journal_kill.py",
     ),
     "I-4": (
         "a budget holds whatever the concurrency, and gives back what nobody settles",
@@ -85,6 +95,11 @@ PROMISES: dict[str, tuple[str, str, str]] = {
         "a price that is not known makes a row unpriced, never free; rating again prices it",
         "0 rows with cost 0",
         "tests/chaos/test_prices.py",
+    ),
+    "I-14": (
+        "steps of the clock, up to 30 days while a request runs, corrupt no row",
+        "0 laws broken",
+        "tests/unit/test_clock_steps.py",
     ),
     "I-15": (
         "slow and oversized requests are refused and their connections closed",

@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 
 from gateway.domain.outcome import Outcome
-from tests.chaos.audit import audited, check_rows, prices
+from tests.chaos.audit import check_rows, prices
 from tests.chaos.load import Raw, call, chat, client, raw, request_bytes
 from tests.gateway_process import gateway_beside, vendor_catalog
 from tests.promises import promise
@@ -95,7 +95,6 @@ async def test_the_upstream_call_ends_with_its_client() -> None:
             metrics = (await http.get("/metrics")).text
             again = [await call(http, chat(), headers=running.auth) for _ in range(8)]
             rows = await running.ledger(len(waits) + 9)
-            await audited(running)
 
     assert state["in_flight"] == 0
     assert 'weighbridge_in_flight{backend="a"} 0.0' in metrics, metrics

@@ -25,6 +25,7 @@ from gateway.ledger import store as module
 from gateway.ledger.flusher import Flusher
 from gateway.ledger.journal import Journal
 from gateway.ledger.store import Store
+from tests.promises import promise
 from tests.servers import Postgres
 from tests.unit.ledger.records import attempt, opened, request
 
@@ -214,16 +215,30 @@ async def test_a_database_that_dies_under_load_catches_up(tmp_path, record_prope
                 await asyncio.sleep(0.02)
         assert journal.unsent_rows >= 9_000
         assert not journal.full
+
+        async def behind() -> tuple[int, float]:
+            """How many rows were left once the first had gone, and how long those took."""
+            waiting = journal.unsent_rows
+            while (rest := journal.unsent_rows) == waiting:
+                await asyncio.sleep(0.001)
+            began = time.monotonic()
+            while journal.unsent_rows:
+                await asyncio.sleep(0.001)
+            return rest, time.monotonic() - began
+
+        catching_up = asyncio.ensure_future(behind())
         await asyncio.to_thread(postgres.restart)
         async with asyncio.timeout(30):
             while flusher.failing is not None:
                 await asyncio.sleep(0.005)
         await caught_up()
+        rest, took_s = await catching_up
         assert flusher.oldest_unsent_s == 0.0
         assert await flusher.drain(5)
         (total,) = await store.totals()
         assert total.rows == sent == 10_500
         assert total.cost_nano_usd == sent * 120_000
+        promise("I-3b", f"{rest / took_s:,.0f} rows/s ({rest:,} rows that waited)")
         journal.stop()
         await store.close()
 

@@ -123,6 +123,11 @@ async def test_no_answer_without_its_row(database: str, request: pytest.FixtureR
                 f"0 missing, 0 duplicate ({total['kills']} kills, {total['answers']} answers, "
                 f"{total['crash_closed']} crash-closed)",
             )
+            weighed = [a for r in rows for a in r["attempts"] if a["usage_source"] != "none"]
+            costs = [sum(a["cost_nano_usd"] or 0 for a in row["attempts"]) for row in rows]
+            assert costs == [row["cost_nano_usd"] or 0 for row in rows]
+            assert all(attempt["cost_nano_usd"] for attempt in weighed)
+            promise("I-2", f"{len(weighed)} attempts make {len(rows)} requests, to the nano-USD")
             promise(
                 "I-28",
                 f"{total['answers']} answers = rows, {total['refusals']} of them refusals",

@@ -128,13 +128,14 @@ def build(
     route: Mapping[str, Any] | None = None,
     prices: Mapping[str, Decimal] | None = None,
     limits: tuple[Limit, ...] = (),
+    clock: ManualClock | None = None,
     **fields: Any,
 ) -> tuple[Dispatch, ScriptedWire, Kept]:
     """Backends `a`, `b`, ... behind the alias `chat`; `fields` are the model's.
 
     `prices`: input price of a backend, where it is not 1; those left out have none.
     """
-    clock = ManualClock()
+    clock = clock or ManualClock()
     model = Model(name="m", capabilities=frozenset({Capability.TOOLS}), **fields)
     backends = {
         name: Backend(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -250,6 +252,19 @@ async def test_a_price_of_a_region_is_that_of_where_the_backend_was(store):
     abroad = await ratings.rerate(store, ALL, By(book, 7, regions))
     assert asked == [["catalog.yaml", "prices/own.yaml", "routing/plain.yaml"]], "once per bundle"
     assert home.would_be < abroad.by[Target("c", "m")].would_be
+
+
+async def test_the_documents_statement_says_what_attempts_cost_as_corrected(store):
+    await apply(store, by(PRICES + C_ROW))
+    await apply(store, by(b('"2.7"') + C_ROW))
+    text = (Path(__file__).parents[3] / "docs" / "rating.md").read_text()
+    (statement,) = re.findall(r"```sql\n(.*?);\n```", text, re.DOTALL)
+    async with store.turn() as connection:
+        found = await connection.execute(sa.text(statement), {"since": 0, "until": 2**60})
+        told = {(row.request_id, row.number): int(row.corrected) for row in found}
+    due = await corrected(store)
+    assert {at: told[at] for at in due} == due
+    assert sum(told.values()) == sum(due.values())
 
 
 async def test_one_requests_corrections_in_their_order(store):
