@@ -32,7 +32,8 @@ from typing import NamedTuple
 
 from gateway.domain.catalog import Target
 from gateway.policy.chance import below, mixed, numbers
-from gateway.policy.replay import NOBODY, UNMEASURED, UNPRICED, Columns, Replay
+from gateway.policy.columns import NOBODY, UNMEASURED, UNPRICED, Columns
+from gateway.policy.replay import Replay
 
 NO_ANSWER = "no answer"
 BLOCKS, DRAWS = 200, 2_000

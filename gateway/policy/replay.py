@@ -32,10 +32,9 @@ chooses what was chosen; the same requests in the same order give the same colum
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, nan
 from typing import Any, NamedTuple, Protocol
@@ -45,11 +44,10 @@ from gateway.domain.decision import BackendView, Decision, Facts, Rule, Snapshot
 from gateway.domain.money import Rates, Unpriced
 from gateway.domain.rating import charge
 from gateway.domain.request import Usage
+from gateway.policy.columns import NOBODY, UNMEASURED, UNPRICED, Columns
 from gateway.policy.engine import Router
 from gateway.policy.language import Metric, Policy
 
-NOBODY = -1  # a choice: no answer
-UNPRICED, UNMEASURED = -1, -2  # a cost: no known price; no tokens on record
 _UNSEEN = BackendView()
 _SIZE_MIN = 4  # below 256 tokens all prompts are of one size
 
@@ -177,54 +175,6 @@ class Side:
         return rank if alias is None else max(rank, alias.privacy_floor)
 
 
-@dataclass(slots=True)
-class Columns:
-    """One entry per request of the sample, by arrival; `choice` and `cost` have one per side.
-
-    Targets are indices into `targets`. `size` is the class of the prompt's size, by powers of 4.
-    Unknown times are NaN, unknown outputs -1. The bounds are the strictest that any side's route
-    sets for the request, so that all sides are held to the same.
-    """
-
-    targets: list[Target]
-    served: array[int]
-    stream: array[int]
-    size: array[int]
-    output: array[int]
-    ttft_ms: array[float]
-    tpot_ms: array[float]
-    tps: array[float]
-    whole_ms: array[float]
-    ttft_ms_max: array[float]
-    tpot_ms_max: array[float]
-    whole_ms_max: array[float]
-    choice: tuple[array[int], ...]
-    cost: tuple[array[int], ...]
-
-    @classmethod
-    def empty(cls, sides: int) -> Columns:
-        """No request yet."""
-        return cls(
-            targets=[],
-            served=array("i"),
-            stream=array("b"),
-            size=array("b"),
-            output=array("q"),
-            ttft_ms=array("d"),
-            tpot_ms=array("d"),
-            tps=array("d"),
-            whole_ms=array("d"),
-            ttft_ms_max=array("d"),
-            tpot_ms_max=array("d"),
-            whole_ms_max=array("d"),
-            choice=tuple(array("i") for _ in range(sides)),
-            cost=tuple(array("q") for _ in range(sides)),
-        )
-
-    def __len__(self) -> int:
-        return len(self.served)
-
-
 class Exposure(NamedTuple):
     """Requests of a class for an alias, and a target that may be sent them."""
 
@@ -267,6 +217,7 @@ class Replay:
         self.again: Counter[str] = Counter()
         self._index: dict[Target, int] = {}
         self._measured: dict[str, BackendView] = {}
+        self._changed: dict[tuple[int, int], frozenset[Target]] = {}
 
     def add(self, past: Recorded, by: Side | None) -> None:
         """One more request; `by` is the side that decided it then, None where it is gone.
@@ -299,7 +250,8 @@ class Replay:
             choice, guess = _choice(decision, tried)
             _remember(tally, facts.alias, past.session, choice, actual)
             self.columns.choice[number].append(self._number(choice))
-            spent = _cost(choice, past, facts.service_tier, rates, rates_first)
+            changed = self._differing(rates, rates_first)
+            spent = _cost(choice, past, facts.service_tier, rates, changed)
             self.columns.cost[number].append(spent)
             if spent == UNMEASURED:
                 tally.guessed_nano_usd += guess
@@ -332,6 +284,16 @@ class Replay:
         columns.tpot_ms.append(nan if past.tpot_ms is None else past.tpot_ms)
         columns.tps.append(nan if past.tps is None else past.tps)
         columns.whole_ms.append(nan if past.whole_ms is None else past.whole_ms)
+
+    def _differing(
+        self, rates: Mapping[Target, Rates], first: Mapping[Target, Rates]
+    ) -> frozenset[Target]:
+        """Whose prices differ. Compared once: sides keep the rates of each of their spans."""
+        key = id(rates), id(first)
+        if key not in self._changed:
+            both = {*rates, *first}
+            self._changed[key] = frozenset(t for t in both if rates.get(t) != first.get(t))
+        return self._changed[key]
 
     def _number(self, target: Target | None) -> int:
         if target is None:
@@ -440,13 +402,13 @@ def _cost(
     past: Recorded,
     service_tier: str | None,
     rates: Mapping[Target, Rates],
-    first: Mapping[Target, Rates],
+    changed: Container[Target],
 ) -> int:
-    """Nano-USD, or UNPRICED, or UNMEASURED. `first` are the rates of the first side."""
+    """Nano-USD, or UNPRICED, or UNMEASURED. `changed` cost something else on the first side."""
     if choice is None:
         return 0
     here, usage = rates.get(choice), past.usage
-    if choice == past.served and past.cost_nano_usd is not None and here == first.get(choice):
+    if choice == past.served and past.cost_nano_usd is not None and choice not in changed:
         return past.cost_nano_usd
     if usage is None:
         return UNMEASURED

@@ -20,13 +20,11 @@ from gateway.domain.request import Usage
 from gateway.ledger.prices import Dated, PriceBook
 from gateway.ledger.recorded import from_row
 from gateway.policy.chance import below, mixed, one_of_each
+from gateway.policy.columns import NOBODY, UNMEASURED, UNPRICED
 from gateway.policy.comparison import NO_ANSWER, Period, compare, interval, percentile
 from gateway.policy.engine import decide
 from gateway.policy.language import Affinity, Behaviour, By, Metric, Slo
 from gateway.policy.replay import (
-    NOBODY,
-    UNMEASURED,
-    UNPRICED,
     Exposure,
     Recorded,
     Replay,
