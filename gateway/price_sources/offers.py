@@ -198,13 +198,15 @@ class Difference(NamedTuple):
 
 
 def told(apart: Iterable[Difference]) -> list[str]:
-    """A line each; one line for all figures of a condition that ours does not know."""
+    """A line each; one line for all figures of a condition that only one of the two knows."""
     lines = []
     for condition, group in groupby(apart, key=lambda one: one.condition):
         every = list(group)
         if condition != STANDARD and all(one.ours is None for one in every):
             figures = ", ".join(f"{one.key} {one.theirs}" for one in every)
             lines.append(f"{condition}, not said before: {figures}")
+        elif condition != STANDARD and all(one.theirs is None for one in every):
+            lines.append(f"{condition}: no longer said")
         else:
             lines += map(str, every)
     return lines
@@ -223,12 +225,13 @@ def differences(ours: Figures, theirs: Figures) -> list[Difference]:
 
 
 def unsaid(ours: Figures, theirs: Figures) -> list[Difference]:
-    """Figures that only ours says."""
+    """Figures that only ours says, and that would not be the same without it being said."""
     return [
-        Difference(where, key, said, None)
+        Difference(where, key, said, effective(theirs.get(where, {}), key))
         for where, part in ours.items()
         for key, said in part.items()
-        if effective(theirs.get(where, {}), key) is None
+        if key not in theirs.get(where, {})
+        and not _equal(said, effective(theirs.get(where, {}), key))
     ]
 
 

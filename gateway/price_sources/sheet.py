@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
@@ -23,6 +24,7 @@ _NAMES: Final = ("backend", "model", "from")
 _CONDITIONS: Final = ("service_tier", "region", "hours_utc")
 _ABOUT: Final = ("until", "input_only", "free", "basis", "source", "read_on", "note")
 COLUMNS: Final = (*_NAMES, *_CONDITIONS, "above_prompt_tokens", *METERS, *_ABOUT, "currency")
+_NOT_TEXT: Final = re.compile("[\ud800-\udfff\0]")  # what bytes that are no text are read as
 _FLAGS: Final = {"true": True, "false": False}
 
 
@@ -92,7 +94,9 @@ class _Csv:
         self._columns: list[str] = []
 
     def value(self) -> dict[str, Any]:
-        if len(self._text.encode(errors="surrogateescape")) > BYTES_MAX:
+        if (odd := _NOT_TEXT.search(self._text)) is not None:
+            self._fail(self._text.count("\n", 0, odd.start()) + 1, "not UTF-8 text", "save it so")
+        if len(self._text.encode()) > BYTES_MAX:
             self._fail(1, f"larger than {BYTES_MAX} bytes")
         lines = self._lines()
         _, header = next(lines, (1, []))

@@ -422,7 +422,7 @@ def test_an_import_shows_the_difference_asks_and_appends(folder, tmp_path):
     assert (code, texts(folder)) == (0, before)
     assert "changed: openai/gpt-6-sol from 2026-12-01\n" in output
     assert "  input_usd_per_mtok 2.00 -> 2.20 (+10.0 %)\n" in output
-    assert "  flex: input_usd_per_mtok 1.00 -> not said\n" in output
+    assert "  flex: no longer said\n" in output
     assert "new: together/acme/m1 from 2026-12-01\n" in output
     assert "1 changed, 1 new\n" in output
     code, output = run("import", file, folder=folder, answer="y\n")

@@ -117,6 +117,8 @@ def test_hours_that_overlap():
         ("", "s.csv:1:1: backend: no column 'backend'"),
         (HEAD + "\n", "s.csv:1:1: no prices in it"),
         (GOOD.replace(",", ";"), "s.csv:1:1: its cells are separated by ';'; save it with commas"),
+        (GOOD.replace("m1", "m\udce9"), "s.csv:2:1: not UTF-8 text; save it so"),
+        ("\0\0", "s.csv:1:1: not UTF-8 text"),
         ("x" * 1_100_000, "s.csv:1:1: larger than 1048576 bytes"),
     ],
 )

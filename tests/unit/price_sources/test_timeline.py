@@ -10,11 +10,14 @@ from gateway.ledger.price_file import PriceRow
 from gateway.ledger.prices import PriceBook, load_prices
 from gateway.price_sources import shelf
 from gateway.price_sources.offers import Offer, Said, checked, figures
+from gateway.price_sources.offers import told as words
 from gateway.price_sources.timeline import Change, changes
 
 TARGET = Target("b", "m")
 DAY = dt.date(2026, 11, 24)
 BATCH = {"service_tier": "batch", "input_usd_per_mtok": "0.50", "output_usd_per_mtok": "1.00"}
+
+CACHED = {**BATCH, "cached_input_usd_per_mtok": "0.05"}
 
 
 def row(start: str, price: str = "1.00", **more: object) -> PriceRow:
@@ -94,14 +97,16 @@ def test_what_the_book_says_beyond_the_source_stays():
 
 def test_a_price_that_differs_is_a_new_row_and_says_what_is_lost():
     (change,) = changes(
-        offer({None: row("1970-01-01", "1.10")}), book(row("2026-11-01", when=[BATCH])), day=DAY
+        offer({None: row("1970-01-01", "1.10")}),
+        book(row("2026-11-01", cached_input_usd_per_mtok="0.10", when=[CACHED])),
+        day=DAY,
     )
     assert change.what == "changed"
     assert change.place == "book.yaml:7:5"
-    assert [str(one) for one in change.differences] == [
+    assert words(change.differences) == [
         "input_usd_per_mtok 1.00 -> 1.10 (+10.0 %)",
-        "batch: input_usd_per_mtok 0.50 -> not said",
-        "batch: output_usd_per_mtok 1.00 -> not said",
+        "cached_input_usd_per_mtok 0.10 -> 1.10 (+1000.0 %)",  # as input: it is not said
+        "batch: no longer said",
     ]
 
 
