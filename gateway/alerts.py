@@ -318,7 +318,7 @@ class HomeClaims:
 
 
 def alerts_of(settings: Settings, gate: Gate, telemetry: Telemetry, clock: Clock) -> Alerts:
-    """A worker's, as it is set up. Raises SettingsError, SecretMissing."""
+    """A worker's, as it is set up. Raises SettingsError."""
     alone = isinstance(gate, LocalGate)
     return Alerts(
         addresses(settings.alert_webhook, settings.alert_secret),

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from gateway.settings import SettingsError, secret
+from gateway.settings import SecretMissing, SettingsError, secret
 
 if TYPE_CHECKING:
     import httpx
@@ -59,10 +59,10 @@ class Addresses(NamedTuple):
 
 
 def addresses(references: str, secret_reference: str) -> Addresses:
-    """Resolve the two settings. Raises SettingsError, SecretMissing."""
+    """Resolve the two settings. Raises SettingsError."""
     found = []
     for reference in references.replace(",", " ").split():
-        webhook = Webhook(secret(reference))
+        webhook = Webhook(_resolved(WEBHOOK, reference))
         try:
             scheme = urlsplit(webhook.url).scheme
             fine = bool(webhook.host) and (scheme == "https" or (scheme == "http" and webhook.here))
@@ -78,7 +78,7 @@ def addresses(references: str, secret_reference: str) -> Addresses:
 
 def _key(reference: str) -> bytes:
     try:
-        key = base64.b64decode(secret(reference).removeprefix("whsec_"), validate=True)
+        key = base64.b64decode(_resolved(SECRET, reference).removeprefix("whsec_"), validate=True)
     except binascii.Error:
         key = b""
     if not 24 <= len(key) <= 64:
@@ -87,6 +87,13 @@ def _key(reference: str) -> bytes:
             'one is made by: echo "whsec_$(openssl rand -base64 32)"'
         )
     return key
+
+
+def _resolved(setting: str, reference: str) -> str:
+    try:
+        return secret(reference)
+    except SecretMissing as error:
+        raise SettingsError(f"{setting}: {error}") from error
 
 
 def signature(key: bytes, event_id: str, timestamp: int, body: bytes) -> str:

@@ -79,12 +79,15 @@ def serve(
 def prepare(settings: Settings) -> None:
     """Once per start, before any worker: the schema, the policy, the first key, a clean tally.
 
-    Raises StartupError.
+    Raises StartupError, SettingsError.
     """
     import asyncio
 
     from gateway.app import open_store, settle_policy
     from gateway.ledger.keys import KeyStore, ensure_first_admin
+    from gateway.webhooks import addresses
+
+    addresses(settings.alert_webhook, settings.alert_secret)  # else each worker would end of it
 
     async def first_key() -> str | None:
         store = await open_store(settings)

@@ -17,6 +17,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,7 +26,7 @@ import pytest
 from tests.chaos.audit import audited
 from tests.gateway_process import CLI, GatewayProcess, gateway_beside, vendor_catalog
 from tests.unit.test_alerts import Receiver, receiver
-from tests.vendor import Script, until, vendor_in_loop
+from tests.vendor import Script, vendor_in_loop
 
 pytestmark = pytest.mark.xdist_group("chaos_budgets")
 
@@ -227,4 +228,23 @@ async def test_a_test_alert_says_what_the_other_side_answers() -> None:
         assert code == 2
         assert "WEIGHBRIDGE_ALERT_WEBHOOK is not set" in said
         assert "secret-path" not in "".join(running.output)
-        await until(lambda: True)
+
+
+def test_an_address_that_is_none_ends_the_start_whoever_serves(tmp_path: Path) -> None:
+    for workers in ("1", "2"):
+        done = subprocess.run(
+            [*CLI, "serve", "--port", "0", "--workers", workers],
+            env={
+                **{k: v for k, v in os.environ.items() if not k.startswith("WEIGHBRIDGE_")},
+                "WEIGHBRIDGE_HOME": str(tmp_path),
+                "WEIGHBRIDGE_ALERT_WEBHOOK": "env:HOOK",
+                "HOOK": "http://hooks.example.com/secret-path",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SOON_S,
+        )
+        assert done.returncode == 2
+        assert "WEIGHBRIDGE_ALERT_WEBHOOK: env:HOOK: must hold an https:// address" in done.stderr
+        assert "secret-path" not in done.stdout + done.stderr

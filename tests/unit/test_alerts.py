@@ -26,7 +26,7 @@ from gateway.domain.limit import AtLimit, Limit, Period, Unit
 from gateway.limits import Alert, Ask, Event, Gate, LocalGate, RedisGate, Unlimited, Used
 from gateway.redis_link import RedisLink
 from gateway.runtime import ManualClock, SystemClock
-from gateway.settings import SecretMissing, SettingsError
+from gateway.settings import SettingsError
 from gateway.telemetry import Telemetry
 from gateway.webhooks import Addresses, Answer, Webhook, addresses, client_to, post, signature
 
@@ -467,5 +467,7 @@ def test_a_key_that_is_none_says_how_one_is_made(secrets: Callable[..., None], v
 
 
 def test_a_secret_that_is_not_there_is_said() -> None:
-    with pytest.raises(SecretMissing, match="env:NOT_THERE"):
+    with pytest.raises(SettingsError, match="ALERT_WEBHOOK: env:NOT_THERE is empty or absent"):
         addresses("env:NOT_THERE", "")
+    with pytest.raises(SettingsError, match="ALERT_SECRET: .*not a secret reference"):
+        addresses("", "whsec_inline:x")
