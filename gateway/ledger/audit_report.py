@@ -84,7 +84,7 @@ OTHERS: Final = (
     Check(
         name="rollups",
         says="The sums by hour are those of the rows.",
-        fix="`weighbridge db rollups --rebuild` makes them again from the rows.",
+        fix="`weighbridge db rebuild-rollups` makes them again from the rows.",
     ),
     Check(
         name="refused_rows",

@@ -106,7 +106,9 @@ def _request(name: str, number: int, at_us: int, chance: random.Random) -> Reque
     )
     starts = at_us + chance.randint(100, 900)
     for at, (backend, ended) in enumerate(tried, 1):
-        made.attempts.append(_attempt(at, backend, ended, starts, chance))
+        attempt = _attempt(at, backend, ended, starts, chance)
+        _rate(attempt, at_us)
+        made.attempts.append(attempt)
         starts += chance.randint(1_000, 50_000)
     _settle(made, name)
     return made
@@ -149,10 +151,13 @@ def _attempt(
             written, searches = chance.randint(1, 700), chance.randint(1, 3)
             made.other_meters = {"cache_write_5m": written, "search_call": searches}
             made.service_tier = chance.choice([None, "flex"])
-        rates = _RATES.rates(Target(backend, "m"), at_us)
-        if rates is not None:
-            made.rates_id, made.cost_nano_usd = charge(rates, metered(asdict(made)))
     return made
+
+
+def _rate(made: AttemptRecord, arrived_us: int) -> None:
+    rates = _RATES.rates(Target(made.backend, "m"), arrived_us)
+    if rates is not None and made.usage_source != "none":
+        made.rates_id, made.cost_nano_usd = charge(rates, metered(asdict(made)))
 
 
 def _settle(made: RequestRecord, name: str) -> None:

@@ -133,6 +133,31 @@ def test_a_period_is_half_open(clean):
     assert parts[0].checks["future"].looked == parts[0].figures["requests"]
 
 
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+async def test_what_was_deleted_by_policy_is_not_missed(database, request, tmp_path):
+    """Rows of October, and what was decided of all: copies, corrections and sums stay behind."""
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    if database == "postgres":
+        url = request.getfixturevalue("postgres_url")
+    store = await Store.connect(url)
+    await put_bundle(store)
+    november_us = START_US - 9 * 86_400_000_000
+    made = list(records(COUNT, start_us=november_us - 14 * 7_000_001 - 20_000))
+    assert made[15].id.startswith("ok")
+    assert made[15].started_at_us < november_us < made[16].started_at_us, "its copy outlives it"
+    await write(store, tmp_path / "journal", made)
+    await correct(store)
+    now_us = november_us + 45 * 86_400_000_000
+    due = await store.due(now_us=now_us, rows_months=1, decisions_days=20)
+    await store.prune(due, now_us=now_us)
+    report = await audit(store, read=read, since_us=0, rows=50)
+    await store.close()
+    assert broken(report) == {}
+    assert COUNT > report.figures["requests"] > COUNT / 2
+    assert report.checks["decision"].looked == 0
+    assert report.checks["corrections"].looked > 0
+
+
 def test_an_empty_ledger_is_clean(tmp_path):
     report = audited(tmp_path / "ledger.db")
     assert broken(report) == {}
