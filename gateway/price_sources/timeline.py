@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gateway.ledger.price_file import PriceRow, instant
@@ -26,7 +26,8 @@ class Change:
 
     `new` and `changed` have the `row` to append, the rest has none: `same` is in the book,
     `against` contradicts a row that begins at the same moment, `declared` a price of our own,
-    `refused` cannot be written as a row. `place` is where the book says otherwise.
+    `refused` cannot be written as a row. `place` is where the book says otherwise, `said_at` where
+    a sheet says it.
     """
 
     offer: Offer
@@ -36,6 +37,7 @@ class Change:
     differences: tuple[Difference, ...] = ()
     place: str = ""
     why: str = ""
+    said_at: str = ""
 
 
 def changes(offer: Offer, book: PriceBook, *, day: dt.date) -> list[Change]:
@@ -74,42 +76,23 @@ def _at(
     before, place = known[max(starts)] if starts else (None, "")
     if before is not None and before.until is not None and instant(before.until) <= at:
         before = None
+    change = Change(offer=offer, what="same", since=since, place=place, said_at=said.place)
     if said.row is None:
-        return Change(offer=offer, what="refused", since=since, why=said.why_not, place=place)
+        return replace(change, what="refused", why=said.why_not)
     row = said.row.model_copy(update={"from_": since})
     if before is None:
-        return Change(offer=offer, what="new", since=since, row=row)
-    ours = figures(before)
-    apart = differences(ours, figures(row))
+        return replace(change, what="new", row=row, place="")
+    ours, theirs = figures(before), figures(row)
+    apart = differences(ours, theirs)
     if not apart:
-        return Change(offer=offer, what="same", since=since, place=place)
-    gone = unsaid(ours, figures(row))
-    told = Change(
-        offer=offer, what="changed", since=since, differences=(*apart, *gone), place=place
-    )
+        return change
+    change = replace(change, differences=(*apart, *unsaid(ours, theirs)))
     if before.basis == "declared" and row.basis != "declared":
-        return _but(told, "declared", "our own statement stands")
+        return replace(change, what="declared", why="our own statement stands")
     if at in known:
-        return _but(told, "against", "begins on the same day, and rows are not edited")
-    return Change(
-        offer=offer,
-        what="changed",
-        since=since,
-        row=row,
-        differences=told.differences,
-        place=place,
-    )
-
-
-def _but(change: Change, what: What, why: str) -> Change:
-    return Change(
-        offer=change.offer,
-        what=what,
-        since=change.since,
-        differences=change.differences,
-        place=change.place,
-        why=why,
-    )
+        why = "begins on the same day, and rows are not edited"
+        return replace(change, what="against", why=why)
+    return replace(change, what="changed", row=row)
 
 
 def _read(row: Dated) -> PriceRow:

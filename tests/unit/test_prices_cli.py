@@ -424,6 +424,7 @@ def test_an_import_shows_the_difference_asks_and_appends(folder, tmp_path):
     assert "  input_usd_per_mtok 2.00 -> 2.20 (+10.0 %)\n" in output
     assert "  flex: no longer said\n" in output
     assert "new: together/acme/m1 from 2026-12-01\n" in output
+    assert f"  source: their sheet ({file}:3)\n" in output
     assert "1 changed, 1 new\n" in output
     code, output = run("import", file, folder=folder, answer="y\n")
     assert code == 0

@@ -225,7 +225,7 @@ def _lines(change: Change) -> list[str]:
         lines.append(f"ours: {change.place}")
     lines += [f"left out, no meter of ours: {what}" for what in change.offer.left_out]
     source = change.row.source if change.row is not None else change.offer.source
-    return [*lines, f"source: {source} ({change.offer.called})"]
+    return [*lines, f"source: {source} ({change.said_at or change.offer.called})"]
 
 
 def _past(changes: Sequence[Change], today: dt.date) -> None:
