@@ -86,6 +86,11 @@ PROMISES: dict[str, tuple[str, str, str]] = {
         "p99 at most 100 ms",
         "tests/chaos/test_disconnect.py",
     ),
+    "I-11": (
+        "who leaves early is billed what was said until then, by the vendor's own count if it came",
+        "exact, or flagged estimated",
+        "tests/unit/test_left_early.py",
+    ),
     "I-12": (
         "a policy that does not load never goes live, one that does is in force in every worker",
         "0 failed, within 5 s",
