@@ -23,7 +23,7 @@ from gateway.ledger import connect as connecting
 from gateway.ledger import store as module
 from gateway.ledger.journal import Journal
 from gateway.ledger.keys import KeyStore, ensure_first_admin
-from gateway.ledger.partitions import begin_us
+from gateway.ledger.partitions import begin_us, following, present
 from gateway.ledger.store import (
     RowsRefused,
     SchemaMismatch,
@@ -186,6 +186,18 @@ async def test_months_have_partitions_and_no_clock_makes_one(postgres_url):
         "far": "request_facts_default",
         "farther": "request_facts_default",
     }
+    await store.close()
+
+
+async def test_the_next_month_is_made_before_it_begins(postgres_url):
+    store = await Store.connect(postgres_url)
+    assert await store.compact() == 0
+    async with store._begin() as connection:
+        now = await connection.execute(
+            sa.text("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYYMM')")
+        )
+        month = int(now.scalar_one())
+        assert await connection.run_sync(present) == {month, following(month)}
     await store.close()
 
 
