@@ -21,11 +21,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
+from functools import lru_cache
 from itertools import zip_longest
 from typing import Any, Final
 
 from gateway.domain.catalog import Kind as BackendKind
-from gateway.domain.money import Line, Rates
+from gateway.domain.money import Line, Meter, Rates
 from gateway.reports.focus_columns import (
     SKU_METERS,
     consumed_unit,
@@ -68,6 +69,7 @@ class Maker:
     providers: Mapping[str, Provider]
     keys: Mapping[str, str]
     rests: dict[tuple[int, str], Rest] = field(default_factory=dict)
+    _prices: dict[tuple[str, Meter, int | None], Row] = field(default_factory=dict)
 
     # --- what a group becomes ---------------------------------------------------------------
 
@@ -77,10 +79,12 @@ class Maker:
         booked = sum(part.booked_nano for part in parts)
         attempts = sum(part.rows for part in parts)
         rows, exact = [], Decimal(0)
+        group = self._group(span, kind, attempts)
         with localcontext(prec=_DIGITS):
             for line in added(line for part in parts for line in part.lines).values():
-                exact += line.nano
-                rows.append(self._of_line(span, kind, rates, line, attempts))
+                nano = line.nano
+                exact += nano
+                rows.append(group | self._price(kind, rates, line) | _used(line, nano, declared))
             self._keep(kind.backend, span, booked - exact, declared=declared)
         return rows
 
@@ -98,8 +102,8 @@ class Maker:
         """What a rating run found of attempts."""
         kind = found.kind
         declared = rates is not None and rates.basis == "declared"
-        row = self._row(span, kind, Decimal(found.delta_nano), found.attempts, declared=declared)
-        return row | {
+        return self._group(span, kind, found.attempts) | {
+            **_costs(Decimal(found.delta_nano), declared=declared),
             "ChargeCategory": "Usage",
             "ChargeClass": "Correction",
             "ChargeDescription": f"Correction by rating run {found.run} of {kind.target}",
@@ -118,7 +122,8 @@ class Maker:
             begins, ends = _month(month_us)
             span = max(begins, self.since_us), min(ends, self.until_us)
             yield self._at(span, backend) | {
-                **_costs(rest.effective, rest.billed),
+                **_costs(rest.effective, declared=False),
+                "BilledCost": _usd(rest.billed),
                 "ChargeCategory": "Adjustment",
                 "ChargeDescription": f"Rounding of each attempt at {backend} to a nano-dollar",
                 "ChargeFrequency": "One-Time",
@@ -130,41 +135,41 @@ class Maker:
 
     # --- parts of a row ---------------------------------------------------------------------
 
-    def _of_line(self, span: Span, kind: Kind, rates: Rates, line: Line, attempts: int) -> Row:
-        meter, declared = line.meter, rates.basis == "declared"
-        row = self._row(span, kind, line.nano, attempts, declared=declared)
+    def _price(self, kind: Kind, rates: Rates, line: Line) -> Row:
+        """What usage of one meter at one price has, however much it is."""
+        key = rates.id, line.meter, line.above
+        if (known := self._prices.get(key)) is not None:
+            return known
+        name, price = SKU_METERS[line.meter], plain(line.price)
         beyond = "" if line.above is None else f";beyond={line.above}"
-        price, quantity = plain(line.price), plain(line.quantity)
-        name = SKU_METERS[meter]
-        return row | {
+        made = self._prices[key] = {
             "ChargeCategory": "Usage",
             "ChargeDescription": f"{name} of {kind.model} at {kind.backend}",
             "ChargeFrequency": "Usage-Based",
-            "ConsumedQuantity": quantity,
-            "ConsumedUnit": consumed_unit(meter),
+            "ConsumedUnit": consumed_unit(line.meter),
             "ContractedUnitPrice": price,
             "ListUnitPrice": price,
-            "PricingCategory": "Other" if declared else "Standard",
+            "PricingCategory": "Other" if rates.basis == "declared" else "Standard",
             "PricingCurrencyContractedUnitPrice": price,
             "PricingCurrencyListUnitPrice": price,
-            "PricingQuantity": plain(pricing_quantity(meter, line.quantity)),
-            "PricingUnit": pricing_unit(meter),
-            "SkuId": f"{kind.target}/{meter.value}",
+            "PricingUnit": pricing_unit(line.meter),
+            "SkuId": f"{kind.target}/{line.meter.value}",
             "SkuMeter": name,
             "SkuPriceDetails": _json(_details(rates, line)),
-            "SkuPriceId": f"{rates.id}/{meter.value}{beyond}",
+            "SkuPriceId": f"{rates.id}/{line.meter.value}{beyond}",
             "x_PriceBasis": rates.basis,
             "x_PriceSource": rates.source,
             "x_RowKind": "metered",
         }
+        return made
 
     def _unsplit(
         self, span: Span, kind: Kind, sums: Sum, what: str, nano: Decimal, *, declared: bool
     ) -> Row:
-        row = self._row(span, kind, nano, sums.attempts, declared=declared)
         why = "no price was known" if what == "unpriced" else "its price list is not kept"
         used = {SKU_METERS[m]: n for m, n in sums.quantities.items()}
-        return row | {
+        return self._group(span, kind, sums.attempts) | {
+            **_costs(nano, declared=declared),
             "ChargeCategory": "Adjustment",
             "ChargeDescription": f"Usage of {kind.model} at {kind.backend}: {why}",
             "ChargeFrequency": "Usage-Based",
@@ -172,10 +177,9 @@ class Maker:
             "x_RowKind": what,
         }
 
-    def _row(self, span: Span, kind: Kind, nano: Decimal, attempts: int, *, declared: bool) -> Row:
+    def _group(self, span: Span, kind: Kind, attempts: int) -> Row:
         """What every row of a group has."""
         return self._at(span, kind.backend) | {
-            **_costs(nano, Decimal(0) if declared else nano),
             **self._sub_account(kind),
             "ResourceId": str(kind.target),
             "ResourceName": kind.model,
@@ -278,15 +282,28 @@ def allocate(rows: Iterable[Row]) -> None:
                 )
 
 
-def _costs(nano: Decimal, billed_nano: Decimal) -> Row:
-    cost = plain(nano.scaleb(-_NANO_DIGITS))
+def _costs(nano: Decimal, *, declared: bool) -> Row:
+    cost = _usd(nano)
     return {
-        "BilledCost": plain(billed_nano.scaleb(-_NANO_DIGITS)),
+        "BilledCost": plain(0) if declared else cost,
         "ContractedCost": cost,
         "EffectiveCost": cost,
         "ListCost": cost,
         "PricingCurrencyEffectiveCost": cost,
     }
+
+
+def _used(line: Line, nano: Decimal, declared: bool) -> Row:
+    """So much, and what it costs."""
+    return {
+        **_costs(nano, declared=declared),
+        "ConsumedQuantity": plain(line.quantity),
+        "PricingQuantity": plain(pricing_quantity(line.meter, line.quantity)),
+    }
+
+
+def _usd(nano: Decimal) -> str:
+    return plain(nano.scaleb(-_NANO_DIGITS))
 
 
 def _details(rates: Rates, line: Line) -> dict[str, Any]:
@@ -305,6 +322,7 @@ def _json(said: Mapping[str, Any]) -> str:
     return json.dumps(said, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
+@lru_cache(maxsize=4096)
 def _month(us: int) -> Span:
     at = _EPOCH + dt.timedelta(microseconds=us)
     begins = at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
@@ -313,5 +331,6 @@ def _month(us: int) -> Span:
     return (begins - _EPOCH) // one, (ends - _EPOCH) // one
 
 
+@lru_cache(maxsize=4096)
 def _time(us: int) -> str:
     return f"{_EPOCH + dt.timedelta(microseconds=us):%Y-%m-%dT%H:%M:%SZ}"
