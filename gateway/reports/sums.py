@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from gateway.domain.money import OUTPUT_METERS, PROMPT_METERS, Meter
 from gateway.domain.outcome import Outcome
 from gateway.ledger.hours import BUCKETS, HOUR_US
-from gateway.ledger.store import keys, request_facts, request_hours
+from gateway.ledger.store import keys, prunings, request_hours
 from gateway.reports import corrected, percentiles
 from gateway.reports.definition import OF_TIME, Definition, Period, Unusable, iso
 from gateway.reports.percentiles import Group, group_of
@@ -169,16 +169,10 @@ async def before(view: View, definition: Definition) -> Added:
 
 
 async def rows_since(view: View) -> int | None:
-    """Before the hour that begins then there are roll-ups but no rows any more; None: no such."""
-    (kept,) = await view.select(sa.select(sa.func.min(request_facts.c.started_at_us).label("at")))
-    (known,) = await view.select(sa.select(sa.func.min(request_hours.c.hour_us).label("at")))
-    if known["at"] is None:
-        return None
-    if kept["at"] is None:
-        (last,) = await view.select(sa.select(sa.func.max(request_hours.c.hour_us).label("at")))
-        return int(last["at"]) + HOUR_US
-    hour = int(kept["at"]) // HOUR_US * HOUR_US
-    return hour if hour > known["at"] else None
+    """Before then there are sums but no rows any more: they went by retention. None: no such."""
+    query = sa.select(sa.func.max(prunings.c.rows_before_us).label("at"))
+    (row,) = await view.select(query)
+    return None if row["at"] is None else int(row["at"])
 
 
 async def _check_rows_are_there(view: View, period: Period, by: Sequence[str]) -> None:
@@ -198,6 +192,7 @@ async def _check_rows_are_there(view: View, period: Period, by: Sequence[str]) -
                 f"the hour from {said} would be cut, and the rows before"
                 f" {iso(gone_us, period.zone)} are gone (retention): their sums are kept by whole"
                 " hours of UTC; choose --since, --until and --zone so that none is cut"
+                " (--no-compare where only the period before reaches back so far)"
             )
 
 

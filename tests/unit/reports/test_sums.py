@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from gateway.domain.money import TOKEN_METERS
 from gateway.domain.outcome import AttemptRecord, Outcome, RequestRecord
 from gateway.ledger.hours import HOUR_US, TTFT_BOUNDS_US
-from gateway.ledger.store import Store, attempt_facts, request_facts
+from gateway.ledger.store import Store, attempt_facts, prunings, request_facts
 from gateway.reports import definition as d
 from gateway.reports import percentiles, sums
 from gateway.reports.cost import cost
@@ -255,6 +255,8 @@ async def _drop_rows(store: Store, before_us: int) -> None:
             (attempt_facts, attempt_facts.c.request_started_at_us),
         ):
             await connection.execute(sa.delete(table).where(at < before_us))
+        went = {"rows_before_us": before_us, "requests": 1, "decisions": 0}
+        await connection.execute(sa.insert(prunings).values(made_at_us=before_us, **went))
 
 
 async def test_when_rows_are_gone_reports_go_on_and_say_so(filled):
