@@ -150,8 +150,8 @@ class Meters:
         rates: Iterable[tuple[Target, str]] | None = None,
     ) -> AsyncIterator[tuple[int, Kind, Sum]]:
         """The same, attempt by attempt, oldest first; of `rates` only where those are given."""
-        f, d = attempt_facts.c, attempt_dimensions.c
-        wanted = [f.request_started_at_us >= since_us, f.request_started_at_us < until_us]
+        d = attempt_dimensions.c
+        wanted = _months(since_us, until_us)
         if backend is not None:
             wanted.append(d.backend == backend)
         if rates is not None:
@@ -199,7 +199,7 @@ class Meters:
                     newest.c.run == c.run,
                 ),
             )
-            .where(*within, d.backend == backend)
+            .where(*within, *_months(since_us, until_us), d.backend == backend)
         )
         async for row in self._pages(query):
             at = int(row["request_started_at_us"]) // step_us * step_us
@@ -354,6 +354,12 @@ def _facts(*also: Any) -> sa.Select[Any]:
 def _single(row: Mapping[str, Any]) -> Sum:
     cost = row["cost_nano_usd"]
     return Sum(1, int(cost is None), int(cost or 0), quantities(metered(row)))
+
+
+def _months(since_us: int, until_us: int) -> list[sa.ColumnElement[bool]]:
+    """On both facts, so that the database looks into their own months only."""
+    columns = attempt_facts.c.request_started_at_us, request_facts.c.started_at_us
+    return [end for c in columns for end in (c >= since_us, c < until_us)]
 
 
 def _by_rates(rates_id: str) -> Kind:

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from gateway.domain.money import TOKEN_METERS
-from gateway.ledger.store import Store, corrections
+from gateway.ledger.store import Store, attempt_facts, corrections, request_facts
 from gateway.reports import definition as d
 from gateway.reports.focus import Summary, Wanted, export
 from gateway.reports.focus_columns import SKU_METERS, columns
@@ -258,6 +258,30 @@ async def test_corrections_of_a_rating_run_are_rows_of_their_own(filled, records
     assert found["openai"]["x_RatingRun"] == "1"
     assert money(after) - money(before) == Decimal(777_001 - 123_457) / NANO == summary.corrected
     assert summary.agrees
+
+
+async def test_when_rows_are_gone_and_only_sums_are_kept_no_dollar_is(filled, records):
+    one = next(r for r in records if r.attempts[0].backend == "openai" and r.attempts[0].rates_id)
+    async with filled._begin() as connection:
+        await connection.execute(
+            sa.insert(corrections).values(
+                run=1,
+                request_id=one.id,
+                attempt=1,
+                request_started_at_us=one.started_at_us,
+                rates_id=one.attempts[0].rates_id,
+                cost_nano_usd=1,
+                delta_nano_usd=-7,
+            )
+        )
+        for table in (attempt_facts, request_facts):
+            await connection.execute(sa.delete(table))
+    rows, summary = await exported(filled)
+    assert summary.agrees
+    assert money(rows) * NANO == booked(records) - 7
+    assert {r["x_Backend"] for r in rows if r["x_RowKind"] == "unsplit"} == {"scale"}
+    (correction,) = (r for r in rows if r["ChargeClass"])
+    assert (correction["x_Backend"], correction["SubAccountName"]) == ("openai", "Unattributed")
 
 
 async def test_an_empty_period_is_a_header_and_nothing_else(store):
