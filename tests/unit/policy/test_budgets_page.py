@@ -68,7 +68,9 @@ def test_the_examples_of_the_shipped_file_load_once_they_are_uncommented() -> No
     uncommented = {**files, "limits.yaml": f"{head}limits:\n{body}\n"}
     limits = load(uncommented, secret_present=lambda _: True).limits
     money = [limit for limit in limits if limit.unit is Unit.USD]
-    assert len(limits) == 6
+    assert [limit.name for limit in limits] == [
+        *("key-rate", "key-at-once", "search-month", "ads-month", "risk-week", "app-day")
+    ]
     assert [(x.period, x.at_limit) for x in money] == [
         (Period.MONTH, AtLimit.REFUSE),
         (Period.MONTH, AtLimit.ROUTE),

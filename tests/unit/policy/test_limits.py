@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jsonschema
 import pytest
 
@@ -19,7 +17,6 @@ CATALOG = Catalog(
     aliases={name: Alias(name=name, targets=()) for name in ALIASES},
     digest="",
 )
-SHIPPED = Path(__file__).resolve().parents[3] / "policies" / "limits.yaml"
 
 
 def load(*entries: str) -> tuple[Limit, ...]:
@@ -135,18 +132,6 @@ def test_a_mistake_is_told_with_its_place_and_what_to_write(entry: str) -> None:
 def test_a_name_is_given_once() -> None:
     twice = ["{name: a, per: key, concurrent: 5}", "{name: a, per: team, concurrent: 5}"]
     assert told(*twice) == ["l.yaml:4:12: limits[1].name: a second limit named 'a'"]
-
-
-def test_the_shipped_file_limits_nothing_and_its_examples_are_right() -> None:
-    text = SHIPPED.read_text()
-    assert load_limits(text, source="limits.yaml", catalog=CATALOG) == ()
-    before, _, examples = text.partition("limits: []\n")
-    # Every example without its `#`: one, where it starts an entry, or two, where it comments one.
-    lines = [line[1:] for line in examples.splitlines() if line.startswith("#")]
-    limits = load_limits(
-        before + "limits:\n" + "\n".join(lines), source="limits.yaml", catalog=CATALOG
-    )
-    assert [limit.name for limit in limits] == ["key-rate", "key-at-once", "team-month", "app-day"]
 
 
 def test_editors_are_told_of_exactly_one_amount() -> None:
