@@ -87,7 +87,7 @@ class Dated:
     def besides(self) -> str:
         """The rates it has beside the standard's input and output, by their ids and meters."""
         others = [f"{m.value} ${p.normalize():f}" for m, p in self.base.others.items()]
-        inside = [rates.id.partition("#")[2] for rates in self.every()][1:]
+        inside = [rates.id.partition("#")[2].partition(";")[2] for rates in self.every()][1:]
         return "".join(f"; {what}" for what in (*others, *inside))
 
     def every(self) -> Iterator[Rates]:

@@ -134,7 +134,7 @@ def _figures(sums: Sums) -> dict[str, Any]:
     return {
         "attempts": sums.attempts,
         "corrected": sums.corrected,
-        "booked_usd": usd(sums.stood),
+        "before_usd": usd(sums.stood),
         "would_be_usd": usd(sums.would_be),
         "difference_usd": usd(sums.delta),
         "get_a_price": sums.priced,
@@ -164,7 +164,7 @@ def _as_json(made: Rerating, wanted: Wanted, *, applied: bool) -> dict[str, Any]
 def _print(made: Rerating, *, applied: bool) -> None:
     from gateway.cli.policy.tables import print_table, table_of
 
-    shown = table_of("target", "attempts", "booked", "would be", "difference", "")
+    shown = table_of("target", "attempts", "before", "would be", "difference", "")
     for column in shown.columns[1:5]:
         column.justify = "right"
     total = made.total()
