@@ -24,7 +24,7 @@ from gateway.reports.definition import OF_TIME, Definition, Period, Unusable, is
 from gateway.reports.percentiles import Group, group_of
 from gateway.reports.spans import spans
 from gateway.reports.splits import Pot, Split, counted, rates_of, split
-from gateway.reports.traffic import ADDED, TOKENS, WORDS, View, other_meters, traffic
+from gateway.reports.traffic import ADDED, TOKENS, WORDS, Names, View, other_meters, traffic
 
 GROUPS_MAX = 20_000
 
@@ -136,6 +136,8 @@ class Added:
         return whole
 
 
+Pots = dict[Group, dict[str, Pot]]  # per group by the id of their rates
+
 # --- adding up ------------------------------------------------------------------------------------
 
 
@@ -148,8 +150,10 @@ async def added(
     """
     await _check_rows_are_there(view, period, by)
     made = Added()
-    await _grouped(view, definition, period, by, made, whole=whole)
-    pots = await _attempts(view, definition, period, by, made)
+    pots: Pots = {}
+    await _grouped(view, definition, period, by, (made, pots), whole=whole)
+    if not definition.of_attempts:
+        await _attempts(view, definition, period, by, (made, pots))
     await _meters(view, definition, period, by, made, pots)
     corrections = await corrected.corrected(view, definition, period, by)
     if corrections:
@@ -201,10 +205,12 @@ async def _grouped(
     definition: Definition,
     period: Period,
     by: Sequence[str],
-    made: Added,
+    into: tuple[Added, Pots],
     *,
     whole: bool,
 ) -> None:
+    """What is counted, requests or attempts; of attempts also what they are for a cost."""
+    made, pots = into
     of_attempts = definition.of_attempts
     columns = (*ADDED, *BUCKETS) if whole else ADDED
     found = traffic(definition, period, by, of_attempts=of_attempts, added=columns, words=whole)
@@ -221,9 +227,13 @@ async def _grouped(
     }
     groups = names.groups(definition, by)
     policy = [names.request.policy.label("p0"), names.request.policy_digest.label("p1")]
-    query = found.added_up([*groups, *(policy if whole else ())], sums)
+    apart = _apart(names) if of_attempts else []
+    query = found.added_up([*groups, *(policy if whole else ()), *apart], sums)
     for row in await view.select(query):
-        one = made.groups.setdefault(group_of(row), Sums())
+        group = group_of(row)
+        one = made.groups.setdefault(group, Sums())
+        if of_attempts:
+            _take(row, made, pots.setdefault(group, {}), one)
         for column, name in _COUNTED.items():
             setattr(one, name, getattr(one, name) + row[column])
         if whole:
@@ -235,12 +245,13 @@ async def _grouped(
         raise Unusable(f"--by {said}: more than {GROUPS_MAX:,} groups; narrow period or filters")
 
 
-Pots = dict[Group, dict[str, Pot]]  # per group by the id of their rates
-
-
 async def _attempts(
-    view: View, definition: Definition, period: Period, by: Sequence[str], made: Added
-) -> Pots:
+    view: View,
+    definition: Definition,
+    period: Period,
+    by: Sequence[str],
+    into: tuple[Added, Pots],
+) -> None:
     """Costs of attempts, by what came of them and by their rates: whatever the report adds up."""
     found = traffic(
         definition,
@@ -249,22 +260,29 @@ async def _attempts(
         of_attempts=True,
         added=("rows", "cost_nano_usd", "costed", *TOKENS),
     )
-    a = found.names.attempt
-    keys = [*found.names.groups(definition, by), a.outcome.label("ended"), a.rates_id]
-    pots: Pots = {}
+    made, pots = into
+    keys = [*found.names.groups(definition, by), *_apart(found.names)]
     query = found.added_up(keys, found.sums(("rows", "cost_nano_usd", "costed", *TOKENS)))
     for row in await view.select(query):
         group = group_of(row)
         one = made.groups.setdefault(group, Sums())
-        cost = row["cost_nano_usd"]
-        one.attempt_cost += cost
-        if (why := _WHY.get(row["ended"])) is not None and cost:
-            one.waste[why] += cost
-        if row["rates_id"] is not None:
-            made.rates[row["rates_id"]] += row["rows"]
-            pot = pots.setdefault(group, {}).setdefault(row["rates_id"], Pot())
-            pot.put(row["rows"], cost, counted(row))
-    return pots
+        _take(row, made, pots.setdefault(group, {}), one)
+
+
+def _apart(names: Names) -> list[Any]:
+    """What tells attempts apart besides their group: what came of them, and their rates."""
+    return [names.attempt.outcome.label("ended"), names.attempt.rates_id]
+
+
+def _take(row: Mapping[str, Any], made: Added, pots: dict[str, Pot], one: Sums) -> None:
+    """What attempts of one group, end and rates cost."""
+    cost = row["cost_nano_usd"]
+    one.attempt_cost += cost
+    if (why := _WHY.get(row["ended"])) is not None and cost:
+        one.waste[why] += cost
+    if row["rates_id"] is not None:
+        made.rates[row["rates_id"]] += row["rows"]
+        pots.setdefault(row["rates_id"], Pot()).put(row["rows"], cost, counted(row))
 
 
 async def _meters(
