@@ -45,6 +45,15 @@ PRICES = {
             "read_on": dt.date(2026, 1, 1),
         }
     ],
+    "currencies": [
+        {
+            "currency": "EUR",
+            "from": dt.date(2026, 1, 1),
+            "per_usd": "0.5",
+            "source": "made up for a test",
+            "read_on": dt.date(2026, 1, 1),
+        }
+    ],
 }
 ANSWER = Script(tokens=10)
 BODY = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 20}
@@ -144,6 +153,12 @@ async def test_a_budget_is_used_up_told_once_and_agrees_with_the_ledger(
             "differences": [],
         }
         assert {name: row[name] for name in wanted} == wanted
+        code, said = await budgets(running, "--currency", "eur")
+        assert code == 0
+        assert "€0.45" in said
+        assert "shown at 0.5 EUR a dollar; counted in dollars" in said
+        code, said = await budgets(running, "--currency", "EUR", "--json")
+        assert json.loads(said)["budgets"][0]["shown"]["used"] == "€0.45"
         rows = await running.ledger(count=11)
         refused = [one for one in rows if one["outcome"] == "refused"]
         assert [one["decision"]["limit"] for one in refused] == ["team-month"] * 2
