@@ -88,7 +88,7 @@ def as_xlsx(document: Document) -> bytes:
                 sheet.insert_chart(row, 0, made)
                 row += 3 + made.height // 20
                 column += len(chart.series) + 2
-                breaks.append(row)
+                breaks.append(row - 1)
             sheet.set_h_pagebreaks(breaks[:-1])
         for table in document.more:
             _beside(book.add_worksheet(table.title[:31]), table, formats)

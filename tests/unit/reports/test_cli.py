@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import re
+import shlex
+from decimal import Decimal
 
 import orjson
 import pytest
@@ -54,6 +57,30 @@ def test_verify_says_same_and_different(ledger):
     assert (other.exit_code, other.output.split(":")[0]) == (1, "different")
 
 
+def test_another_currency_stands_beside_dollars_and_the_foot_says_its_rate(ledger):
+    report = orjson.loads(run("cost", *PERIOD, "--currency", "eur", "--json").stdout)
+    table = run("cost", *PERIOD, "--currency", "EUR").output
+    assert "cost, EUR" in table
+    rate = re.search(r"EUR at ([0-9.]+) for a dollar \(price book, rate from 2026-", table)
+    for line in [*report["lines"], report["total"]]:
+        if line["cost_usd"] is not None:
+            wanted = Decimal(line["cost_usd"]) * Decimal(rate[1])
+            assert Decimal(line["cost_eur"]) == pytest.approx(wanted, abs=Decimal("1e-12"))
+    digest = report["foot"]["digest"]
+    assert run("cost", *PERIOD, "--verify", digest).exit_code == 0
+
+
+def test_rows_of_a_total_by_backend_are_attempts(ledger):
+    report = orjson.loads(run("cost", "--by", "backend", *PERIOD, "--json").stdout)
+    words = shlex.split(report["total"]["drill_down"])
+    assert "--attempts" in words
+    rows = run(*words[2:], "--format", "csv", "--all")
+    found = list(csv.DictReader(io.StringIO(rows.stdout)))
+    assert len(found) == report["total"]["requests"]
+    total = sum(Decimal(row["cost_usd"] or 0) for row in found)
+    assert total == Decimal(report["total"]["cost_usd"])
+
+
 @pytest.mark.parametrize("chosen", ["csv", "json", "html", "xlsx", "pdf"])
 @pytest.mark.parametrize("report", [["cost", "--by", "day"], ["quality"]])
 def test_every_format_to_a_file(ledger, tmp_path, chosen, report):
@@ -95,6 +122,10 @@ def test_an_empty_period_is_no_error(ledger):
         (["cost", "--format", "csv", "--output", "/nonesuch/x.csv"], "no such folder"),
         (["cost", "--verify", "xyz"], "at least 12 digits"),
         (["quality", "--where", "backend=openai"], "answered_by"),
+        (["cost", "--by", "meter", "--where", "meter=inptu"], "did you mean input?"),
+        (["cost", "--where", "meter=input"], "only with --by meter"),
+        (["cost", "--currency", "EURO"], "did you mean EUR?"),
+        (["cost", "--currency", "XAU"], "no rate of it"),
         (["rows", "--all"], "only with --format csv"),
         (["rows", "--after", "x"], "not a place"),
     ],
