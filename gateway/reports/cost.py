@@ -69,7 +69,7 @@ async def cost(
             from gateway.reports.meters import by_meter
 
             return await by_meter(view, definition, now=now, labels=labels or {}, display=display)
-        found = await sums.added(view, definition, definition.period, definition.by)
+        found = await sums.added(view, definition, definition.period, definition.by, times=True)
         whole = await sums.with_percentiles(view, definition, found)
         earlier = await sums.before(view, definition) if definition.compare else Added()
         ended = await foot.foot(view, definition, found, now=now, display=display_line(display))

@@ -142,16 +142,23 @@ Pots = dict[Group, dict[str, Pot]]  # per group by the id of their rates
 
 
 async def added(
-    view: View, definition: Definition, period: Period, by: Sequence[str], *, whole: bool = True
+    view: View,
+    definition: Definition,
+    period: Period,
+    by: Sequence[str],
+    *,
+    whole: bool = True,
+    times: bool = False,
 ) -> Added:
-    """All groups of a period; with `whole` also what the foot says of them, and the histogram.
+    """All groups of a period; with `whole` also what the foot says of them, with `times` also the
+    histogram of the time to the first token.
 
     Raises Unusable.
     """
     await _check_rows_are_there(view, period, by)
     made = Added()
     pots: Pots = {}
-    await _grouped(view, definition, period, by, (made, pots), whole=whole)
+    await _grouped(view, definition, period, by, (made, pots), whole=whole, times=times)
     if not definition.of_attempts:
         await _attempts(view, definition, period, by, (made, pots))
     await _meters(view, definition, period, by, made, pots)
@@ -208,11 +215,12 @@ async def _grouped(
     into: tuple[Added, Pots],
     *,
     whole: bool,
+    times: bool,
 ) -> None:
     """What is counted, requests or attempts; of attempts also what they are for a cost."""
     made, pots = into
     of_attempts = definition.of_attempts
-    columns = (*ADDED, *BUCKETS) if whole else ADDED
+    columns = (*ADDED, *BUCKETS) if times else ADDED
     found = traffic(definition, period, by, of_attempts=of_attempts, added=columns, words=whole)
     c, names = found.columns, found.names
     dimension = names.attempt if of_attempts else names.request
@@ -236,8 +244,9 @@ async def _grouped(
             _take(row, made, pots.setdefault(group, {}), one)
         for column, name in _COUNTED.items():
             setattr(one, name, getattr(one, name) + row[column])
-        if whole:
+        if times:
             one.buckets = [had + row[name] for had, name in zip(one.buckets, BUCKETS, strict=True)]
+        if whole:
             made.words = [had + row[name] for had, name in zip(made.words, WORDS, strict=True)]
             made.policies[row["p0"], row["p1"]] += row["rows"]
     if len(made.groups) > GROUPS_MAX:
