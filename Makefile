@@ -50,7 +50,7 @@ bench: .venv/.dev ## CPU per request and per chunk beside LiteLLM and a bare pas
 
 LOCK := pip compile --quiet --universal --generate-hashes --python-version 3.11 --no-header
 lock: | $(filter .tools/bin/uv,$(UV)) ## resolve again and write the hashes (no index address is recorded)
-	$(UV) $(LOCK) pyproject.toml --extra demo -o requirements.lock
+	$(UV) $(LOCK) pyproject.toml --extra demo --extra reports -o requirements.lock
 	$(UV) $(LOCK) pyproject.toml --all-extras -c requirements.lock -o requirements-dev.lock
 
 clean: ## remove everything that was installed or built here

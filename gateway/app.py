@@ -330,13 +330,13 @@ async def _newest(settings: Settings, store: Store, folder: Folder) -> tuple[Ver
         assert version is not None
     try:
         bundle = await load_version(versions, version, folder)
-        await versions.state_prices(version, bundle.prices)
-        return version, bundle
     except Unloadable as error:
         raise StartupError(
             f"{error}\n  it was put in force by a program that knows more; run that one, "
             "or `weighbridge policy rollback`"
         ) from error
+    await versions.state_prices(version, bundle.prices)
+    return version, bundle
 
 
 class _Switch:

@@ -17,7 +17,7 @@ from gateway.cli.policy.options import usage
 if TYPE_CHECKING:
     from gateway.ledger.store import Store
     from gateway.reports.definition import Period
-    from gateway.reports.focus import Summary, Wanted
+    from gateway.reports.focus.export import Summary, Wanted
     from gateway.reports.kept import Kept
 
 
@@ -61,7 +61,7 @@ def focus(
     if output is not None and output.is_dir():
         usage(f"weighbridge: --output {output}: is a folder")
     try:
-        from gateway.reports.focus import Wanted
+        from gateway.reports.focus.export import Wanted
 
         now = dt.datetime.now(dt.UTC)
         wanted = Wanted(
@@ -99,7 +99,7 @@ def _period(now: dt.datetime, month: str, since: str, until: str) -> Period:
 
 async def _export(wanted: Wanted, output: Path | None, as_json: bool) -> Summary:
     from gateway.cli.database import ledger
-    from gateway.reports.focus import Summary
+    from gateway.reports.focus.export import Summary
     from gateway.settings import Settings
 
     settings = Settings.load()
@@ -116,8 +116,8 @@ async def _write(
     import json
 
     from gateway.cli.progress import progress
-    from gateway.reports.focus import export
-    from gateway.reports.focus_columns import columns
+    from gateway.reports.focus.columns import columns
+    from gateway.reports.focus.export import export
 
     names = [column.name for column in columns(wanted.version)]
     said = '{"rows": ['
@@ -168,7 +168,7 @@ def _out(path: Path | None) -> Iterator[TextIO]:
 def _figures(wanted: Wanted, summary: Summary) -> dict[str, Any]:
     from gateway.domain.money import usd
     from gateway.reports.definition import iso
-    from gateway.reports.focus_columns import plain
+    from gateway.reports.focus.columns import plain
 
     return {
         "since": iso(wanted.period.since_us, "UTC"),

@@ -72,7 +72,7 @@ def reconcile(
     if output is not None and chosen == "table":
         usage("weighbridge: --output: say --format csv or json with it")
     try:
-        from gateway.reports.reconciled import nano, now_zone, pairs
+        from gateway.reports.reconciliation.document import nano, now_zone, pairs
 
         maps = pairs(columns or [], "--columns"), pairs(model or [], "--model")
         period = _period(now_zone(zone), month, since, until)
@@ -107,10 +107,10 @@ async def _reconcile(
 
     from gateway.cli.database import ledger
     from gateway.cli.focus import kept
-    from gateway.reports.provider_export import read
-    from gateway.reports.reconcile import Wanted
-    from gateway.reports.reconcile import reconcile as compared
-    from gateway.reports.reconciled import document, known_backend
+    from gateway.reports.reconciliation.comparison import Wanted
+    from gateway.reports.reconciliation.comparison import reconcile as compared
+    from gateway.reports.reconciliation.document import document, known_backend
+    from gateway.reports.reconciliation.provider_export import read
     from gateway.settings import Settings
 
     columns, models = maps
@@ -138,7 +138,7 @@ def _content(file: Path) -> bytes:
 
 
 def _text(content: bytes, file: Path) -> str:
-    from gateway.reports.provider_export import Malformed
+    from gateway.reports.reconciliation.provider_export import Malformed
 
     try:
         return content.decode("utf-8-sig")
@@ -151,8 +151,8 @@ def _text(content: bytes, file: Path) -> str:
 
 def _show(document: Document, chosen: str, output: Path | None) -> None:
     if chosen == "table":
-        from gateway.reports.as_table import print_document
-        from gateway.reports.reconcile import SETTLED
+        from gateway.reports.formats.as_table import print_document
+        from gateway.reports.reconciliation.comparison import SETTLED
 
         rows = [row for row in document.table.rows if row["class"] not in SETTLED]
         said = list(document.remarks)
@@ -163,7 +163,7 @@ def _show(document: Document, chosen: str, output: Path | None) -> None:
         )
         print_document(document)
         return
-    from gateway.reports import as_text
+    from gateway.reports.formats import as_text
 
     text = as_text.as_csv(document) if chosen == "csv" else as_text.as_json(document)
     if output is not None:

@@ -194,7 +194,7 @@ def rows(
 async def _one_page(
     store: Store, definition: Definition, place: tuple[str, int], chosen: str, path: Path | None
 ) -> None:
-    from gateway.reports import as_table, as_text
+    from gateway.reports.formats import as_table, as_text
     from gateway.reports.rows import kept, page
 
     after, limit = place
@@ -381,7 +381,7 @@ def _finish(
 
 def _show(document: Document, chosen: str, output: Path | None) -> None:
     if chosen == "table":
-        from gateway.reports.as_table import print_document
+        from gateway.reports.formats.as_table import print_document
 
         print_document(document)
         return
@@ -402,25 +402,25 @@ def _show(document: Document, chosen: str, output: Path | None) -> None:
 def _content(document: Document, chosen: str) -> bytes:
     match chosen:
         case "xlsx":
-            from gateway.reports.as_xlsx import as_xlsx
+            from gateway.reports.formats.as_xlsx import as_xlsx
 
             return as_xlsx(document)
         case "pdf":
-            from gateway.reports.as_pdf import as_pdf
+            from gateway.reports.formats.as_pdf import as_pdf
 
             return as_pdf(document, now=dt.datetime.now(dt.UTC))
         case "html":
-            from gateway.reports.as_html import as_html
+            from gateway.reports.formats.as_html import as_html
 
             return as_html(document).encode()
-    from gateway.reports import as_text
+    from gateway.reports.formats import as_text
 
     text = as_text.as_csv(document) if chosen == "csv" else as_text.as_json(document)
     return text.encode()
 
 
 async def _all_rows(store: Store, definition: Definition, out: Any) -> None:
-    from gateway.reports.as_text import csv_lines
+    from gateway.reports.formats.as_text import csv_lines
     from gateway.reports.rows import kept, pages
     from gateway.reports.sums import rows_since
 

@@ -384,7 +384,7 @@ class _Run:
                 tally.add(Found(request_id, f"in {path.name}, not in the database"))
 
     async def open_holds(self, holds: AsyncIterator[Sequence[str]]) -> None:
-        """Holds of requests that ended a while ago. One cut off is settled by who reads its journal."""
+        """Holds of requests that ended a while ago. Those cut off are settled by the journal."""
         tally = self.report.checks["holds"]
         old_us = self._now_us - WAIT_US
         async for ids in holds:

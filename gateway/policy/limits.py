@@ -73,7 +73,9 @@ class LimitFile(Strict):
         default=None,
         description="minute and hour slide; day, week and month are the calendar's in the zone.",
     )
-    zone: str | None = Field(default=None, description="Of a day, a week or a month. Left out: UTC.")
+    zone: str | None = Field(
+        default=None, description="Of a day, a week or a month. Left out: UTC."
+    )
     at_limit: AtLimit = Field(
         default=AtLimit.REFUSE,
         description="refuse: 429. route: it goes on, and routes that match `spent` take it.",
@@ -87,7 +89,9 @@ class LimitFile(Strict):
         default=None, description="Held for the output of a request without a cap. Default 4096."
     )
     alert_shares: list[Share] = Field(
-        default=[], max_length=10, description="Fractions of a calendar period's limit, like 0.8. Money is told of at 1 too."
+        default=[],
+        max_length=10,
+        description="Fractions of a calendar period's limit, like 0.8. Money is told of at 1 too.",
     )
 
 

@@ -3,8 +3,9 @@
 `definition` says what is asked (pure), `traffic` is where it is read (roll-ups for whole hours,
 rows for the rest: `spans`), `sums` adds it up, with costs split by meter (`splits`) and what rating
 runs changed (`corrected`). `cost`, `meters`, `quality` and `rows` make a `document` of it (tables,
-charts, a foot), and the `as_*` modules each write a document in one format. Reads only. Knows
-neither the command line nor what is in force; who calls says which backend is of which kind.
+charts, a foot), and `formats` writes a document in one of six. `focus` exports for finance's own
+tools, `reconciliation` puts a provider's bill beside the ledger. Reads only. Knows neither the
+command line nor what is in force; who calls says which backend is of which kind.
 
 INVARIANTS
 - Money is integer nano-USD from the row to the last digit; a share or a unit cost is worked out

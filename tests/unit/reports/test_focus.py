@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from gateway.domain.money import TOKEN_METERS
 from gateway.ledger.store import Store, attempt_facts, corrections, request_facts
 from gateway.reports import definition as d
-from gateway.reports.focus import Summary, Wanted, export
-from gateway.reports.focus_columns import SKU_METERS, columns
+from gateway.reports.focus.columns import SKU_METERS, columns
+from gateway.reports.focus.export import Summary, Wanted, export
 from gateway.reports.kept import Kept
 from tests.unit.ledger.records import request
 from tests.unit.reports.month import MONTH_US, NOVEMBER_US
@@ -323,7 +323,7 @@ def test_what_makes_no_sense():
 
 def test_every_meter_has_its_words():
     from gateway.domain.money import Meter
-    from gateway.reports.focus_columns import consumed_unit, pricing_quantity, pricing_unit
+    from gateway.reports.focus.columns import consumed_unit, pricing_quantity, pricing_unit
 
     for meter in Meter:
         assert SKU_METERS[meter]

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from gateway.cli import app
 from gateway.ledger.store import Store, attempt_hours
-from gateway.reports.focus import header
+from gateway.reports.focus.export import header
 from tests.unit.reports.priced import fill, month
 
 # The present is after it however late this runs.

@@ -16,8 +16,8 @@ import pytest
 
 from gateway.ledger.store import Store
 from gateway.reports import definition as d
-from gateway.reports.focus import Summary, Wanted, export
-from gateway.reports.focus_columns import VERSIONS, columns
+from gateway.reports.focus.columns import VERSIONS, columns
+from gateway.reports.focus.export import Summary, Wanted, export
 from gateway.reports.kept import Kept
 from tests.unit.reports.month import MONTH_US, NOVEMBER_US
 from tests.unit.reports.priced import attempt, fill, month

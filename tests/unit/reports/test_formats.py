@@ -18,13 +18,13 @@ import pytest
 
 from gateway.ledger import ratings
 from gateway.ledger.store import Store
-from gateway.reports import drawing
-from gateway.reports.as_html import as_html
-from gateway.reports.as_pdf import as_pdf
-from gateway.reports.as_text import as_csv, as_json
-from gateway.reports.as_xlsx import as_xlsx
 from gateway.reports.cost import cost
 from gateway.reports.document import Chart, Series, money, shown
+from gateway.reports.formats import drawing
+from gateway.reports.formats.as_html import as_html
+from gateway.reports.formats.as_pdf import as_pdf
+from gateway.reports.formats.as_text import as_csv, as_json
+from gateway.reports.formats.as_xlsx import as_xlsx
 from tests.unit.ledger.records import attempt, request
 from tests.unit.reports.month import LATER, MONTH_US, NOVEMBER_US, month, stated
 from tests.unit.reports.spreadsheet import read

@@ -16,8 +16,8 @@ from gateway.domain.money import Meter
 from gateway.ledger.store import Store, corrections
 from gateway.reports import definition as d
 from gateway.reports.kept import Kept
-from gateway.reports.provider_export import Malformed, read
-from gateway.reports.reconcile import CLASSES, Wanted, match_models, reconcile
+from gateway.reports.reconciliation.comparison import CLASSES, Wanted, match_models, reconcile
+from gateway.reports.reconciliation.provider_export import Malformed, read
 from tests.unit.ledger.records import request as record_of
 from tests.unit.reports.month import DAY_US, NOVEMBER_US
 from tests.unit.reports.priced import BOOK, attempt, fill
@@ -318,8 +318,8 @@ async def test_money_of_a_model_as_a_whole_through_columns_that_are_named(filled
 
 
 async def test_our_own_focus_export_read_back_agrees(filled):
-    from gateway.reports.focus import Summary, export
-    from gateway.reports.focus import Wanted as Focus
+    from gateway.reports.focus.export import Summary, export
+    from gateway.reports.focus.export import Wanted as Focus
 
     period = d.Period(since_us=NOVEMBER_US, until_us=NOVEMBER_US + DAYS * DAY_US)
     parts = export(filled, Focus(period=period), Kept(filled), Summary())

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from gateway.domain.money import Meter
-from gateway.reports.focus_columns import SKU_METERS
+from gateway.reports.focus.columns import SKU_METERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gateway.reports.document import Chart, Column, Document, Row, shown
-from gateway.reports.drawing import COLOURS, Label, Line, Rect, draw
+from gateway.reports.formats.drawing import COLOURS, Label, Line, Rect, draw
 
 if TYPE_CHECKING:
     from fpdf import FPDF

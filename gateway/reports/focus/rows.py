@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from gateway.domain.catalog import Kind as BackendKind
 from gateway.domain.money import Line, Meter, Rates
-from gateway.reports.focus_columns import (
+from gateway.reports.focus.columns import (
     SKU_METERS,
     consumed_unit,
     plain,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.domain.money import NANO_PER_USD
 from gateway.reports.document import MONEY, UNPRICED, Chart, Column, Document, Kind, Table
-from gateway.reports.drawing import COLOURS
+from gateway.reports.formats.drawing import COLOURS
 
 if TYPE_CHECKING:
     from xlsxwriter.worksheet import Worksheet

@@ -6,7 +6,7 @@ Jinja2 escapes all that comes from rows; the charts are our own SVG, which escap
 from __future__ import annotations
 
 from gateway.reports.document import Column, Document, shown
-from gateway.reports.drawing import COLOURS, svg
+from gateway.reports.formats.drawing import COLOURS, svg
 
 
 def as_html(document: Document) -> str:
@@ -15,7 +15,7 @@ def as_html(document: Document) -> str:
     from markupsafe import Markup
 
     pages = Environment(
-        loader=PackageLoader("gateway.reports"),
+        loader=PackageLoader("gateway.reports.formats"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

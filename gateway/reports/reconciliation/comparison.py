@@ -23,10 +23,10 @@ from gateway.domain.money import Meter
 from gateway.ledger.hours import HOUR_US
 from gateway.ledger.store import Store
 from gateway.reports.definition import Period
-from gateway.reports.export_shapes import FOLDS
 from gateway.reports.kept import Kept
-from gateway.reports.provider_export import Export, Said, joined
-from gateway.reports.slots import MeterName, Ours, Slots, over, slots, step
+from gateway.reports.reconciliation.provider_export import Export, Said, joined
+from gateway.reports.reconciliation.shapes import FOLDS
+from gateway.reports.reconciliation.slots import MeterName, Ours, Slots, over, slots, step
 
 # Where else a provider's days may begin, the nearest first.
 SHIFTS: Final = tuple(h * HOUR_US for h in sorted(range(-14, 15), key=abs))

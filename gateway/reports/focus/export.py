@@ -26,10 +26,10 @@ from gateway.domain.catalog import Target
 from gateway.domain.money import NANO_PER_USD, Rates, Unpriced
 from gateway.ledger.hours import HOUR_US
 from gateway.ledger.store import Store, attempt_hours, corrections
-from gateway.reports import focus_rows
 from gateway.reports.definition import Period, Unusable
-from gateway.reports.focus_columns import VERSIONS, columns
-from gateway.reports.focus_rows import Maker, Row
+from gateway.reports.focus import rows as focus_rows
+from gateway.reports.focus.columns import VERSIONS, columns
+from gateway.reports.focus.rows import Maker, Row
 from gateway.reports.kept import Kept
 from gateway.reports.meter_lines import Lines, Metered, meter_lines, one_by_one
 from gateway.reports.metered import Groups, Kind, Meters, Sum

@@ -14,11 +14,11 @@ from gateway.domain.money import NANO_PER_USD, Meter, book
 from gateway.ledger.store import Store, attempt_dimensions
 from gateway.reports.definition import Unusable, iso, moment
 from gateway.reports.document import Column, Document, Table, money
-from gateway.reports.focus_columns import plain
+from gateway.reports.focus.columns import plain
 from gateway.reports.kept import Kept
-from gateway.reports.provider_export import Export
-from gateway.reports.reconcile import CLASSES, SETTLED, Difference, Result, Wanted
-from gateway.reports.slots import MeterName
+from gateway.reports.reconciliation.comparison import CLASSES, SETTLED, Difference, Result, Wanted
+from gateway.reports.reconciliation.provider_export import Export
+from gateway.reports.reconciliation.slots import MeterName
 
 COLUMNS = (
     Column(name="class", heading="class", kind="text"),

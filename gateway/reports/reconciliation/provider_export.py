@@ -23,7 +23,7 @@ from zoneinfo import ZoneInfo
 
 from gateway.domain.money import Meter
 from gateway.reports.definition import Unusable
-from gateway.reports.export_shapes import (
+from gateway.reports.reconciliation.shapes import (
     METER_COLUMNS,
     OWN_COLUMNS,
     SHAPES,
