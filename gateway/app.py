@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from gateway.alerts import alerts_of
@@ -32,6 +33,7 @@ from gateway.fleet.canary import Canaries
 from gateway.fleet.observed import Fleet
 from gateway.fleet.prober import probe_forever, probe_once
 from gateway.fleet.shared import Board, LocalBoard, RedisBoard, share_forever
+from gateway.housekeeping import PRICES_AHEAD_US, Housekeeping
 from gateway.in_force import FileWatch, Folder, InForce, Unloadable, load_version, whoami
 from gateway.ledger.flusher import Flusher
 from gateway.ledger.journal import Journal
@@ -50,8 +52,6 @@ from gateway.telemetry import Telemetry
 
 log = logging.getLogger("weighbridge")
 
-HOUSEKEEPING_S = 1.0
-PRICES_AHEAD_US = 5_000_000  # holds know a change of prices so long before it
 FLUSH_S_MAX = 10.0
 UNSENT_ROWS_DEGRADED = 10_000
 FIRST_PROBE_S_MAX = 1.0
@@ -258,7 +258,7 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
             tasks.start(in_force.follow(), "policy versions"),
             tasks.start(files.run(), "policy files"),
             tasks.start(share_forever(fleet, state.board, clock, canaries), "what workers share"),
-            tasks.start(_housekeeping(in_force, dispatch, telemetry, state.keep), "housekeeping"),
+            tasks.start(_house(in_force, dispatch, state.keep).run(), "housekeeping"),
         ]
         try:
             yield Worker(
@@ -475,19 +475,13 @@ def _limits(settings: Settings) -> HotLimits:
     )
 
 
-async def _housekeeping(
-    in_force: InForce, dispatch: Dispatch, telemetry: Telemetry, keep: Callable[[], None]
-) -> None:
-    """What is due once a second: what others and the next start read, and prices that changed."""
-    seen_us = _now_us()
-    while True:
-        await asyncio.sleep(HOUSEKEEPING_S)
-        telemetry.save()
-        keep()
-        now_us = _now_us()
-        if dispatch.rules.prices.turned(seen_us, now_us, ahead_us=PRICES_AHEAD_US):
-            await in_force.reload(secrets=False)
-        seen_us = now_us
+def _house(in_force: InForce, dispatch: Dispatch, keep: Callable[[], None]) -> Housekeeping:
+    return Housekeeping(
+        dispatch.clock,
+        prices=lambda: dispatch.rules.prices,
+        reload=partial(in_force.reload, secrets=False),
+        saves={"the metrics": dispatch.telemetry.save, "what limits have counted": keep},
+    )
 
 
 def _now_us() -> int:

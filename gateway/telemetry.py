@@ -292,12 +292,12 @@ class Telemetry:
         """Leave the tally for the other workers, if it changed."""
         if self._directory is None or not self._changed:
             return
-        self._changed = False
         self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / f"{self._worker}.json"
         fresh = path.with_suffix(f".{os.getpid()}.new")
         fresh.write_bytes(orjson.dumps(self._dump()))
         fresh.replace(path)
+        self._changed = False  # only now: what a disk refuses is tried again
 
     def _dump(self) -> dict[str, list[Any]]:
         return {

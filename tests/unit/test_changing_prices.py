@@ -8,12 +8,12 @@ from decimal import Decimal
 
 import pytest
 
-from gateway.app import PRICES_AHEAD_US
 from gateway.dispatch import Dispatch
 from gateway.domain.catalog import Target
 from gateway.domain.limit import Limit, Period, Unit
 from gateway.domain.money import Rates
 from gateway.domain.request import Usage
+from gateway.housekeeping import PRICES_AHEAD_US
 from gateway.ledger.prices import Dated, PriceBook, load_prices
 from gateway.limits import LimitIndex
 from gateway.policy.engine import Router
