@@ -85,15 +85,17 @@ class Hours:
                 key = *at, meter
                 self.meters[key] = self.meters.get(key, 0) + quantity
 
-    def tables(self) -> Iterator[tuple[str, tuple[str, ...], list[tuple[Any, ...]]]]:
-        """(table, columns, rows): what is to be written of it."""
+    def tables(self) -> Iterator[tuple[str, tuple[str, ...], Iterator[tuple[Any, ...]]]]:
+        """(table, columns, rows): what is to be written of it, made as it is asked for."""
         for name, key, found in (
             ("request_hours", REQUEST_KEY, self.requests),
             ("attempt_hours", ATTEMPT_KEY, self.attempts),
         ):
-            yield name, (*key, *SUMS), list(_rows(found.items()))
-        meters = [(*key, quantity) for key, quantity in self.meters.items()]
-        yield "other_meter_hours", (*METER_KEY, "quantity"), meters
+            if found:
+                yield name, (*key, *SUMS), _rows(found.items())
+        if self.meters:
+            meters = ((*key, quantity) for key, quantity in self.meters.items())
+            yield "other_meter_hours", (*METER_KEY, "quantity"), meters
 
 
 def _rows(found: Iterable[tuple[Key, list[int]]]) -> Iterator[tuple[Any, ...]]:

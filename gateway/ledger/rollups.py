@@ -179,18 +179,15 @@ def compare(connection: Connection, hour_us: int) -> list[Disagreement]:
     """Where the roll-ups of an hour are not what its rows make. Both as one snapshot sees them."""
     found = []
     said = booked(connection, hour_us)
-    for name, columns, rows in counted(connection, hour_us).tables():
-        key = next(key for table, (key, _) in _TABLES.items() if table.name == name)
-        made = {
-            row[: len(key)]: dict(zip(columns[len(key) :], row[len(key) :], strict=True))
-            for row in rows
-        }
-        for at in sorted(said[name].keys() | made.keys(), key=repr):
-            ours, theirs = said[name].get(at), made.get(at)
-            for column in columns[len(key) :]:
-                pair = (ours or {}).get(column), (theirs or {}).get(column)
+    made = {name: list(rows) for name, _, rows in counted(connection, hour_us).tables()}
+    for table, (key, sums) in _TABLES.items():
+        rows = made.get(table.name, [])
+        due = {row[: len(key)]: dict(zip(sums, row[len(key) :], strict=True)) for row in rows}
+        for at in sorted(said[table.name].keys() | due.keys(), key=repr):
+            for name in sums:
+                pair = said[table.name].get(at, {}).get(name), due.get(at, {}).get(name)
                 if (pair[0] or 0) != (pair[1] or 0):
-                    found.append(Disagreement(name, at, column, *pair))
+                    found.append(Disagreement(table.name, at, name, *pair))
     return found
 
 

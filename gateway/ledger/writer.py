@@ -245,10 +245,12 @@ class Writer:
             if there:
                 batch = batch.without(there)
         rows = batch.rows.values()
-        facts = [row.fact for row in rows]
-        dialect.insert(connection, "request_facts", _REQUEST_COLUMNS, facts)
+        if not rows:
+            return 0
+        dialect.insert(connection, "request_facts", _REQUEST_COLUMNS, (row.fact for row in rows))
         tried = [fact for row in rows for _, fact, _ in row.attempts]
-        dialect.insert(connection, "attempt_facts", _ATTEMPT_COLUMNS, tried)
+        if tried:
+            dialect.insert(connection, "attempt_facts", _ATTEMPT_COLUMNS, tried)
         for name, columns, sums in batch.hours.tables():
             dialect.insert(connection, name, columns, sums)
         return len(rows)
@@ -268,7 +270,7 @@ def replace_hour(connection: Connection, hour_us: int) -> None:
     dialect.begin(connection)
     made = rollups.replace(connection, hour_us)
     for name, columns, sums in made.tables():
-        dialect.insert(connection, name, (*columns, "merged"), [(*row, True) for row in sums])
+        dialect.insert(connection, name, (*columns, "merged"), ((*row, True) for row in sums))
 
 
 # --- the two databases ----------------------------------------------------------------------------
@@ -303,9 +305,12 @@ class _Postgres:
         return [(one, at) for one, at in found]
 
     @staticmethod
-    def insert(connection: Connection, table: str, columns: tuple[str, ...], rows: Rows) -> None:
-        if not rows:
-            return
+    def insert(
+        connection: Connection,
+        table: str,
+        columns: tuple[str, ...],
+        rows: Iterable[tuple[Any, ...]],
+    ) -> None:
         from asyncpg import UniqueViolationError
 
         driver: Any = connection.connection.dbapi_connection
@@ -319,11 +324,11 @@ class _Postgres:
             raise RowsRefused(f"{table}: {error}") from error
 
 
-async def _slices(rows: Rows) -> AsyncIterator[tuple[Any, ...]]:
-    for start in range(0, len(rows), SLICE_ROWS):
-        await asyncio.sleep(0)  # requests go on
-        for row in rows[start : start + SLICE_ROWS]:
-            yield row
+async def _slices(rows: Iterable[tuple[Any, ...]]) -> AsyncIterator[tuple[Any, ...]]:
+    for count, row in enumerate(rows):
+        if count % SLICE_ROWS == 0:
+            await asyncio.sleep(0)  # requests go on
+        yield row
 
 
 class _SQLite:
@@ -351,9 +356,13 @@ class _SQLite:
         return [(one, at) for one, at in found]
 
     @staticmethod
-    def insert(connection: Connection, table: str, columns: tuple[str, ...], rows: Rows) -> None:
-        if rows:
-            connection.exec_driver_sql(_sqlite_insert(table, columns), list(rows))
+    def insert(
+        connection: Connection,
+        table: str,
+        columns: tuple[str, ...],
+        rows: Iterable[tuple[Any, ...]],
+    ) -> None:
+        connection.exec_driver_sql(_sqlite_insert(table, columns), list(rows))
 
 
 # Made of our own names and nothing else (S608).
