@@ -2,12 +2,15 @@
 
 An attempt costs, as corrected, what was booked (0 where it had no price) plus all its deltas up to
 a run; its rates are those of its newest correction. Rows are read here: corrections name them.
+What corrects rows that are gone (retention) stays in the total: nothing says any more whose it is,
+only when its request arrived.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import orjson
@@ -16,9 +19,16 @@ import sqlalchemy as sa
 from gateway.domain.money import Meter
 from gateway.ledger.store import attempts, corrections, rating_runs, requests
 from gateway.reports.definition import Definition, Period
+from gateway.reports.document import money
 from gateway.reports.percentiles import Group, group_of
 from gateway.reports.splits import counted
-from gateway.reports.traffic import TOKENS, View, conditions, of_rows
+from gateway.reports.traffic import TOKENS, View, conditions, of_rows, times_of
+
+
+class Gone(Enum):
+    """Stands in a group for what only a row could say. Equal to no text that anybody may send."""
+
+    ROWS = "(rows pruned)"
 
 
 @dataclass(slots=True)
@@ -36,9 +46,12 @@ class Moved:
 @dataclass(slots=True)
 class Correction:
     """Of one group. `priced`: rows that had no cost and have one; `tokens` are theirs; `resolved`:
-    rows that were unpriced, wholly or in part, and are not any more."""
+    rows that were unpriced, wholly or in part, and are not any more. `pruned` is the part of
+    `delta` whose rows are gone; `attempts` are all that were corrected."""
 
     delta: int = 0
+    pruned: int = 0
+    attempts: int = 0
     priced: int = 0
     tokens: int = 0
     resolved: int = 0
@@ -70,6 +83,57 @@ async def corrected(
     await _moved(view, rows, found)
     await (_of_attempts if definition.of_attempts else _of_requests)(view, rows, found)
     return found
+
+
+async def of_pruned(
+    view: View, definition: Definition, period: Period, by: Sequence[str]
+) -> dict[Group, Correction]:
+    """What corrects rows that are gone, by groups of time where they are asked for."""
+    c, a = corrections.c, attempts.c
+    same = sa.and_(
+        a.request_id == c.request_id,
+        a.number == c.attempt,
+        a.request_started_at_us == c.request_started_at_us,
+        a.request_started_at_us >= period.since_us,
+        a.request_started_at_us < period.until_us,
+    )
+    times = times_of(c.request_started_at_us, period)
+    asked = [times[name].label(f"g{n}") for n, name in enumerate(by) if name in times]
+    each = (
+        sa.select(*asked, c.request_id, c.attempt, c.delta_nano_usd)
+        .select_from(corrections.outerjoin(attempts, same))
+        .where(*_between(period, definition.run), a.request_id.is_(None))
+        .subquery("r")
+    )
+    by_attempt = [*_keys(each), each.c.request_id, each.c.attempt]
+    delta = _sum(each.c.delta_nano_usd).label("delta")
+    one = sa.select(*by_attempt, delta).group_by(*by_attempt).subquery("one")
+    keys = _keys(one)
+    query = sa.select(*keys, sa.func.count().label("n"), _sum(one.c.delta).label("delta"))
+    found = {}
+    for row in await view.select(query.group_by(*keys)):
+        if row["n"]:
+            group = (False, *(row.get(f"g{n}", Gone.ROWS) for n in range(len(by))))
+            nano = int(row["delta"])
+            found[group] = Correction(delta=nano, pruned=nano, attempts=row["n"])
+    return found
+
+
+def said_of_pruned(pruned: int, untold: int) -> list[str]:
+    """What a reader must know of corrections (nano-USD) whose rows are gone."""
+    told = []
+    if pruned:
+        told.append(
+            f"{money(pruned)} corrects rows that are gone (retention). It is in the total; where"
+            f" nothing says whose it is, it is line {Gone.ROWS.value}. Which unpriced rows got a"
+            " price by it is not known any more."
+        )
+    if untold:
+        told.append(
+            f"{money(untold)} corrects rows of this period that are gone (retention): no filter"
+            " can tell whose they were, so it is in no sum here; without filters it is in."
+        )
+    return told
 
 
 def _between(period: Period, upto: int | None) -> list[Any]:
@@ -170,6 +234,7 @@ async def _moved(view: View, rows: sa.Subquery, found: dict[Group, Correction]) 
         quantities = counted(row)
         quantities |= {Meter(name): count * row["rows"] for name, count in others.items()}
         one.delta += row["delta"]
+        one.attempts += row["rows"]
         was = int(row["was"])
         stands = was + row["delta"]
         one.moved.append(Moved(row["old"], row["new"], row["rows"], was, stands, quantities))

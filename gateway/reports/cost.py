@@ -15,6 +15,7 @@ from typing import Any
 
 from gateway.ledger.store import Store
 from gateway.reports import foot, pictures, sums
+from gateway.reports.corrected import Gone, said_of_pruned
 from gateway.reports.cost_columns import Shape, columns, figures, shape, standing
 from gateway.reports.definition import METER, OF_TIME, Definition, Unusable, day, iso, moment, tag
 from gateway.reports.document import Card, Document, Table, money, shown
@@ -175,6 +176,8 @@ def _value(name: str, value: Any, definition: Definition, labels: Mapping[str, s
         return day(value)
     if name == "hour":
         return moment(value, definition.period.zone)
+    if value is Gone.ROWS:
+        return Gone.ROWS.value
     if value is None:
         if name == "service_tier":
             return "standard"
@@ -183,7 +186,9 @@ def _value(name: str, value: Any, definition: Definition, labels: Mapping[str, s
 
 
 def drill_down(definition: Definition, group: Group, *more: tuple[str, str]) -> str:
-    """The command that lists the rows of a line; they add up to it."""
+    """The command that lists the rows of a line; they add up to it. "" where they are gone."""
+    if Gone.ROWS in group:
+        return ""
     where = [*definition.where, *more]
     if group[0]:
         where.append(("shadow", "yes"))
@@ -263,9 +268,10 @@ def _remarks(whole: Sums, found: Added) -> list[str]:
             f"Rating runs {', '.join(map(str, found.runs))} corrected {money(whole.cost)} by"
             f" {money(whole.correction)}."
         )
-    if whole.split.unsplit:
+    told += said_of_pruned(whole.pruned, found.untold)
+    if unsplit := whole.split.unsplit - whole.pruned:
         told.append(
-            f"{money(whole.split.unsplit)} could not be split into input and output: the prices"
+            f"{money(unsplit)} could not be split into input and output: the prices"
             " these rows name are not in the price book's history. $/M input and output are"
             " without them."
         )

@@ -277,7 +277,8 @@ def booked(one: Sums) -> int | None:
 
 def standing(one: Sums) -> int | None:
     """The cost as corrected; None as `booked`, unless a correction brought a price."""
-    none = one.unpriced > one.resolved and not one.costed and not one.priced
+    priced = one.costed or one.priced or one.pruned
+    none = one.unpriced > one.resolved and not priced
     return None if none else one.cost + one.correction
 
 

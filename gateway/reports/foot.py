@@ -56,7 +56,7 @@ async def _digest(
             words[n] += word
     said = [*words, whole.rows]
     if added.runs:
-        said += [whole.correction, whole.priced, whole.resolved]
+        said += [whole.correction, whole.corrected]
     rows = hashlib.sha256(" ".join(map(str, said)).encode()).hexdigest()
     return definition.digest(rows), whole.rows
 

@@ -16,6 +16,7 @@ from typing import Any
 from gateway.domain.money import TOKEN_METERS, Meter, book
 from gateway.reports import cost as costs
 from gateway.reports import foot, pictures, sums
+from gateway.reports.corrected import said_of_pruned
 from gateway.reports.cost_columns import per
 from gateway.reports.definition import METER, OF_TIME, Definition
 from gateway.reports.document import Card, Column, Document, Table, local, money, ratio, shown
@@ -41,7 +42,8 @@ _NOTES = (
     ),
     (
         "An attempt's cost is rounded once to nano-USD, a line once over all attempts: (rounding)"
-        " is the difference. (not split) is of rows whose prices the price book's history lacks."
+        " is the difference. (not split) is of rows whose prices the price book's history lacks,"
+        " and what corrects rows that are gone (retention)."
     ),
 )
 
@@ -104,11 +106,16 @@ async def by_meter(
         table=table,
         cards=_cards(lines, whole, found),
         charts=pictures.of_cost(definition, table) if lines else (),
-        remarks=() if lines else ("Nothing was recorded in this period with these filters.",),
+        remarks=_remarks(lines, found),
         notes=(*_NOTES, *costs.NOTES[:1]),
         foot=ended.lines,
         json_foot=ended.json,
     )
+
+
+def _remarks(lines: Sequence[Mapping[str, Any]], found: Added) -> list[str]:
+    told = [] if lines else ["Nothing was recorded in this period with these filters."]
+    return told + said_of_pruned(found.total().pruned, found.untold)
 
 
 def _lines(one: sums.Sums, wanted: set[str]) -> list[Line]:

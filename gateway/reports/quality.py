@@ -22,6 +22,7 @@ from gateway.domain.outcome import Outcome
 from gateway.ledger.prices import PriceBook
 from gateway.ledger.store import Store
 from gateway.reports import foot, sums
+from gateway.reports.corrected import said_of_pruned
 from gateway.reports.definition import Definition, Unusable, iso
 from gateway.reports.document import (
     Card,
@@ -187,6 +188,7 @@ def _remarks(
             f"Rating runs {', '.join(map(str, found.runs))} corrected {money(one.cost)} by"
             f" {money(one.correction)}; {one.resolved:,} of the unpriced rows have a price by them."
         )
+    remarks += said_of_pruned(found.total().pruned, found.untold)
     if whole["unpriced"]:
         remarks.append(f"Once the price book says them: {_again(definition)}")
     return remarks or ["Every row has usage, a price, an end and a route."]

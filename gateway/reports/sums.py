@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
@@ -45,7 +45,8 @@ class Sums:
     none or not all of it. `speed_us` is how long `speed_tokens` took.
 
     `others` are further meters of the attempts that answered, `split` what all attempts cost by
-    meter, as corrected; `priced`, `resolved` and their tokens are what corrections made known.
+    meter, as corrected; `priced`, `resolved` and their tokens are what corrections made known,
+    `corrected` are the attempts they are of, `pruned` is what corrects rows that are gone.
     """
 
     rows: int = 0
@@ -64,6 +65,8 @@ class Sums:
     ttft_p95: float | None = None
     attempt_cost: int = 0
     correction: int = 0
+    corrected: int = 0
+    pruned: int = 0
     priced: int = 0
     resolved: int = 0
     priced_tokens: int = 0
@@ -112,20 +115,23 @@ _COUNTED = {
 }
 _ADDED = (
     *_COUNTED.values(),
-    *("attempt_cost", "correction", "priced", "resolved", "priced_tokens"),
+    *("attempt_cost", "correction", "corrected", "pruned"),
+    *("priced", "resolved", "priced_tokens"),
 )
 
 
 @dataclass(slots=True, kw_only=True)
 class Added:
     """The sums of a period. `words` are the digests' words of its whole hours, added up; `policies`
-    (name, digest) -> rows; `rates` id -> attempts; `runs` those that corrected something."""
+    (name, digest) -> rows; `rates` id -> attempts; `runs` those that corrected something; `untold`
+    is what corrects rows that are gone, in nano-USD, where filters ask whose."""
 
     groups: dict[Group, Sums] = field(default_factory=dict)
     words: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     policies: Counter[tuple[str | None, str | None]] = field(default_factory=Counter)
     rates: Counter[str] = field(default_factory=Counter)
     runs: list[int] = field(default_factory=list)
+    untold: int = 0
     interpolated: bool = False  # percentiles come from the histogram
 
     def total(self) -> Sums:
@@ -163,12 +169,18 @@ async def added(
         await _attempts(view, definition, period, by, (made, pots))
     await _meters(view, definition, period, by, made, pots)
     corrections = await corrected.corrected(view, definition, period, by)
-    if corrections:
+    pruned = await _pruned(view, definition, period, by)
+    if definition.where:
+        made.untold = sum(one.delta for one in pruned.values())
+        pruned = {}
+    if corrections or pruned:
         made.runs = await corrected.runs(view, period, definition.run)
-        _correct(made, pots, corrections)
+    for some in (corrections, pruned):
+        _correct(made, pots, some)
     rates = await rates_of(view, {name for some in pots.values() for name in some})
     for group, one in made.groups.items():
         one.split = split(pots.get(group, {}), rates)
+        one.split.unsplit += one.pruned
     return made
 
 
@@ -337,11 +349,24 @@ async def _meters(
                     one.costed_tokens += sum(n for m, n in quantities.items() if m in tokens)
 
 
+async def _pruned(
+    view: View, definition: Definition, period: Period, by: Sequence[str]
+) -> dict[Group, corrected.Correction]:
+    """What corrects rows that are gone: looked for only before the time that rows are kept from."""
+    gone_us = await rows_since(view)
+    if gone_us is None or gone_us <= period.since_us:
+        return {}
+    before = replace(period, until_us=min(gone_us, period.until_us))
+    return await corrected.of_pruned(view, definition, before, by)
+
+
 def _correct(made: Added, pots: Pots, corrections: Mapping[Group, corrected.Correction]) -> None:
     """Move what was corrected to the rates it is at now."""
     for group, correction in corrections.items():
         one = made.groups.setdefault(group, Sums())
         one.correction += correction.delta
+        one.pruned += correction.pruned
+        one.corrected += correction.attempts
         one.priced += correction.priced
         one.priced_tokens += correction.tokens
         one.resolved += correction.resolved

@@ -112,9 +112,13 @@ class Names:
 
 def of_rows(period: Period) -> Names:
     """The names in the views `requests` and `attempts`."""
-    started = requests.c.started_at_us
-    times = {name: _time(name, started, period) for name in OF_TIME}
+    times = times_of(requests.c.started_at_us, period)
     return Names(requests.c, attempts.c, requests.c.shadow_of.is_not(None), times)
+
+
+def times_of(at: Any, period: Period) -> dict[str, Any]:
+    """The names of time of an instant in microseconds: local day and hour."""
+    return {name: _time(name, at, period) for name in OF_TIME}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import shlex
 from collections import Counter
 from dataclasses import replace
 from decimal import Decimal
 
 import pytest
+import sqlalchemy as sa
 
 from gateway.domain.catalog import Target
 from gateway.domain.money import OUTPUT_METERS, PROMPT_METERS, Unpriced, book, rate
 from gateway.domain.outcome import AttemptRecord, RequestRecord
 from gateway.domain.rating import metered, quantities
 from gateway.ledger import known_prices, ratings
+from gateway.ledger.journal import _encode
 from gateway.ledger.prices import PriceBook
-from gateway.ledger.store import Store
+from gateway.ledger.store import Store, attempts
 from gateway.reports import definition as d
 from gateway.reports.cost import cost
+from gateway.reports.document import money
+from gateway.reports.focus.export import Summary, Wanted, export
 from gateway.reports.foot import digest
+from gateway.reports.kept import Kept
 from gateway.reports.quality import quality
 from gateway.reports.rows import pages
+from tests.unit.ledger.records import request
 from tests.unit.reports.month import (
     BOOK,
     BOOK_ROWS,
@@ -274,3 +281,59 @@ async def test_quality_says_which_prices_are_missing(filled, records):
     later = await quality(filled, replace(ALL, report="quality"), now=NOW, book=LATER)
     told = {row["model"]: row["lacks"] for row in later.more[0].rows}
     assert "rate them again" in told["model-x"]
+
+
+LATE = dt.datetime(2027, 6, 2, tzinfo=dt.UTC)
+UTC = replace(ALL, period=replace(ALL.period, zone="UTC"))  # no hour is cut: sums are enough
+
+
+async def _pruned(store: Store) -> None:
+    now_us = int(LATE.timestamp()) * 1_000_000
+    due = await store.due(now_us=now_us, rows_months=2, decisions_days=None)
+    await store.prune(due, now_us=now_us)
+    assert not await store.select(sa.select(attempts.c.number).limit(1))
+
+
+@pytest.mark.parametrize("by", [(), ("team",), ("backend", "day"), ("team", "meter")])
+async def test_what_rating_runs_corrected_stays_when_rows_go(corrected, by):
+    definition = replace(UTC, by=by)
+    before = await cost(corrected, definition, now=LATE)
+    await _pruned(corrected)
+    after = await cost(corrected, definition, now=LATE)
+    names = ("cost", "correction", "corrected") if "meter" not in by else ("cost",)
+    for name in names:
+        assert after.table.total[name] == before.table.total[name]
+        assert sum(line[name] or 0 for line in after.table.rows) == after.table.total[name]
+    assert after.json_foot["digest"] == before.json_foot["digest"]
+    assert await digest_of(corrected, definition) == before.json_foot["digest"]
+    assert after.json_foot["rating_runs"] == before.json_foot["rating_runs"] != []
+    assert any("corrects rows that are gone" in remark for remark in after.remarks)
+    own = [line for line in after.table.rows if "(rows pruned)" in line.values()]
+    assert bool(own) == bool(by)
+    assert not any(line["drill_down"] for line in own)
+    summary = Summary()
+    wanted = Wanted(period=definition.period)
+    assert [text async for _, text in export(corrected, wanted, Kept(corrected), summary)]
+    total = after.table.total.get("corrected", after.table.total["cost"])
+    assert summary.effective.scaleb(9) == total == summary.ledger_nano
+
+
+async def test_corrections_that_no_filter_can_tell_are_told_beside_the_sums(corrected):
+    whole = (await cost(corrected, UTC, now=LATE)).table.total["correction"]
+    await _pruned(corrected)
+    mine = replace(UTC, where=(("team", "search"),))
+    report = await cost(corrected, mine, now=LATE)
+    assert report.table.total["correction"] == 0
+    assert [money(whole) in remark for remark in report.remarks if "no filter" in remark] == [True]
+    counted = await quality(corrected, replace(UTC, report="quality"), now=LATE)
+    assert any(f"by {money(whole)}" in remark for remark in counted.remarks)
+    assert any("corrects rows that are gone" in remark for remark in counted.remarks)
+
+
+async def test_a_tag_value_is_never_taken_for_rows_that_are_gone(filled):
+    named = request("odd", started_at_us=NOVEMBER_US + 7, tags={"team": "(rows pruned)"})
+    await filled.append([_encode(named)[:-1]])
+    await _rerate(filled, LATER)
+    await _pruned(filled)
+    report = await cost(filled, replace(UTC, by=("team",)), now=LATE)
+    assert [line["team"] for line in report.table.rows].count("(rows pruned)") == 2
