@@ -7,7 +7,7 @@ INVARIANTS
 - An attempt ends once, and synchronously: neither a cancelled task nor a client that left can
   skip it, and whoever ends it second changes nothing.
 - What was sent is weighed: by the backend's own usage if it came, else by what we counted,
-  flagged as an estimate. No known rates: no cost, never 0.
+  flagged as an estimate: all zero beside an answer is no usage. No known rates: no cost, never 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gateway.domain.catalog import Backend, Target
 from gateway.domain.decision import Candidate
 from gateway.domain.money import Rates, Unpriced
 from gateway.domain.outcome import AttemptRecord, Outcome, RequestRecord
-from gateway.domain.rating import charge
+from gateway.domain.rating import charge, quantities
 from gateway.domain.request import CHARS_PER_TOKEN, ModelRequest, Usage
 from gateway.policy.language import Timeouts
 
@@ -95,6 +95,10 @@ class Attempt:
     def weigh(self, rates: Rates | None) -> Usage:
         """Put usage and its cost on the record, at the rates that held when the request came."""
         usage = self.progress.usage
+        if usage is not None and usage.reported and self.progress.chars and not quantities(usage):
+            said = f"nothing used, {self.progress.chars} characters said"
+            usage = replace(usage, reported=False, contradiction=usage.contradiction or said)
+            self.progress.usage = usage
         if usage is None or not usage.reported:
             usage = estimate(self.request, self.progress)
         if usage.contradiction is not None:
@@ -117,7 +121,7 @@ def add_up(record: RequestRecord, answered: AttemptRecord | None) -> None:
     """The request's figures from its attempts: tokens of the answer, cost of all of them.
 
     With no answer the tokens are those of the last attempt that was weighed. `priced` only where
-    every weighed attempt is.
+    every weighed attempt is; a cost that is not whole is never 0.
     """
     weighed = [a for a in record.attempts if a.usage_source != "none"]
     if not weighed:
@@ -130,7 +134,7 @@ def add_up(record: RequestRecord, answered: AttemptRecord | None) -> None:
     record.usage_source = answered.usage_source
     costs = [a.cost_nano_usd for a in weighed if a.cost_nano_usd is not None]
     record.priced = len(costs) == len(weighed)
-    record.cost_nano_usd = sum(costs) if costs else None
+    record.cost_nano_usd = sum(costs) if record.priced else sum(costs) or None
 
 
 def call(
@@ -183,6 +187,8 @@ def estimate(request: ModelRequest, progress: Progress) -> Usage:
     known = progress.usage
     if known is None:
         return Usage(request.prompt_tokens, 0, output, reported=False)
+    if not known.prompt:
+        known = replace(known, uncached=request.prompt_tokens)
     return replace(known, output=max(known.output, output), reported=False)
 
 

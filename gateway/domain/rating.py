@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.domain.money import Meter, NanoUSD, Rates, cost, rate
+from gateway.domain.money import Meter, NanoUSD, Rates, Unpriced, cost, rate
 from gateway.domain.request import Usage
 
 
@@ -39,16 +39,21 @@ def quantities(usage: Usage) -> dict[Meter, int]:
 def charge(rates: Rates, usage: Usage) -> tuple[str, NanoUSD]:
     """The id of the rates that held and what the usage costs at them; equal to `rate`.
 
-    Raises Unpriced where a meter or the service tier has no known price.
+    Raises Unpriced where a meter or the service tier has no known price, and where what was used
+    rounds to 0 though nobody declared it free: nothing that was used is booked at 0.
     """
-    if (
-        usage.others
-        or usage.service_tier is not None
-        or rates.marginal
-        or (usage.reasoning and Meter.REASONING in rates.others)
-    ):
-        made = rate(rates, quantities(usage), service_tier=usage.service_tier)
-        return made.rates_id, made.nano
-    held = rates.under(usage.prompt) if rates.tiers else rates
-    nano = cost(held, uncached=usage.uncached, cached=usage.cached, output=usage.output)
-    return held.id, nano
+    rates_id, nano = _charge(rates, usage)
+    if not nano and not rates.free and quantities(usage):
+        raise Unpriced(f"{rates_id} makes it 0, and is not declared free")
+    return rates_id, nano
+
+
+def _charge(rates: Rates, usage: Usage) -> tuple[str, NanoUSD]:
+    if not (usage.others or usage.service_tier is not None or rates.marginal):
+        held = rates.under(usage.prompt) if rates.tiers else rates
+        # Of the rates that hold: only a longer prompt may have a price of reasoning.
+        if not (usage.reasoning and Meter.REASONING in held.others):
+            plain = {"uncached": usage.uncached, "cached": usage.cached, "output": usage.output}
+            return held.id, cost(held, **plain)
+    made = rate(rates, quantities(usage), service_tier=usage.service_tier)
+    return made.rates_id, made.nano

@@ -67,9 +67,12 @@ def _meters(case: Case) -> str | None:
 
 
 def _summed(case: Case) -> str | None:
-    costs = [a["cost_nano_usd"] for a in case.attempts if a["cost_nano_usd"] is not None]
+    weighed = [a["cost_nano_usd"] for a in case.attempts if a["usage_source"] != "none"]
+    costs = [cost for cost in weighed if cost is not None]
     due, booked = sum(costs) if costs else None, case.row["cost_nano_usd"]
-    return None if due == booked else f"cost {booked}, the attempts cost {due} nano-USD"
+    if due == booked or (due == 0 and booked is None and len(costs) < len(weighed)):
+        return None  # 0 of what is known in part says nothing
+    return f"cost {booked}, the attempts cost {due} nano-USD"
 
 
 def _priced(case: Case) -> str | None:

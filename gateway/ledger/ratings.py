@@ -30,9 +30,9 @@ import sqlalchemy as sa
 
 from gateway.domain.catalog import Target
 from gateway.domain.errors import NotFound
-from gateway.domain.money import TOKEN_METERS, Unpriced
-from gateway.domain.rating import charge, metered, quantities
-from gateway.ledger.prices import FREE, PriceBook
+from gateway.domain.money import Unpriced
+from gateway.domain.rating import charge, metered
+from gateway.ledger.prices import PriceBook
 from gateway.ledger.store import Store, attempts, corrections, now_us, rating_runs, requests
 from gateway.ledger.versions import Versions
 
@@ -374,17 +374,12 @@ class _Work:
         }
 
     async def _charge(self, target: Target, row: Row) -> tuple[str, int]:
-        """Raises Unpriced, also where the sum is 0 for something that is not declared free."""
         at_us = row["request_started_at_us"]
         dated = self._book.row(target, at_us)
         if dated is None:
             raise Unpriced(f"the book has no price of {target} at that time")
         region = await self._where.region(row["policy_digest"], target.backend)
-        usage = metered(row)
-        rates_id, cost = charge(dated.at(at_us, region), usage)
-        if not cost and TOKEN_METERS & quantities(usage).keys() and not rates_id.startswith(FREE):
-            raise Unpriced(f"{rates_id} makes it 0, and is not declared free")
-        return rates_id, cost
+        return charge(dated.at(at_us, region), metered(row))
 
 
 class _Where:

@@ -53,6 +53,11 @@ def usages(*, counts: st.SearchStrategy[int] = COUNTS) -> st.SearchStrategy[Usag
     return st.builds(made, three, st.integers(0, 4), others, st.sampled_from([None, "flex"]))
 
 
+def text_only(usage: Usage) -> Usage:
+    """What nearly every request uses: it may be rated on the quick way."""
+    return replace(usage, others={}, service_tier=None)
+
+
 @st.composite
 def plain(draw: st.DrawFn, every: bool = True) -> Rates:
     """Rates without tiers; with a price of every meter, or of some."""
@@ -105,11 +110,12 @@ def test_no_digit_is_lost_of_anything_the_ledger_can_hold(rates, usage):
         assume(whole < LEDGER_MAX)
         context.traps[Inexact] = True
         assert Fraction(made.exact) == whole
-        assert charge(rates, usage)[1] == round(whole)
+        if whole > 1:
+            assert charge(rates, usage)[1] == round(whole)
 
 
 @settings(max_examples=300)
-@given(rates=rates(every=False) | rates(), usage=usages())
+@given(rates=rates(every=False) | rates(), usage=usages() | usages().map(text_only))
 def test_the_quick_way_is_the_whole_way(rates, usage):
     def told(way):
         try:
@@ -119,9 +125,29 @@ def test_the_quick_way_is_the_whole_way(rates, usage):
 
     def slow():
         made = rate(rates, quantities(usage), service_tier=usage.service_tier)
+        if quantities(usage) and not made.nano:
+            raise Unpriced(f"{made.rates_id} makes it 0, and is not declared free")
         return made.rates_id, made.nano
 
     assert told(lambda: charge(rates, usage)) == told(slow)
+
+
+def test_a_price_of_reasoning_that_only_long_prompts_have_counts():
+    dear = replace(CLIFF.tiers[0].rates, others={Meter.REASONING: Decimal(40)})
+    scale = replace(CLIFF, others={}, tiers=(Tier(1000, dear),))
+    usage = Usage(2_000, 0, 1_000, reasoning=900)
+    made = rate(scale, quantities(usage))
+    assert charge(scale, usage) == (made.rates_id, made.nano)
+    assert Meter.REASONING in {line.meter for line in made.lines if line.price == 40}
+
+
+def test_what_rounds_to_nothing_has_no_price_unless_it_is_declared_free():
+    tiny = Rates(id="tiny", input=Decimal("0.0004"), output=Decimal("0.0004"))
+    with pytest.raises(Unpriced, match="makes it 0"):
+        charge(tiny, Usage(1, 0, 0))
+    assert charge(tiny, Usage(2, 0, 0)) == ("tiny", 1)
+    assert charge(tiny, Usage(0, 0, 0)) == ("tiny", 0)
+    assert charge(replace(tiny, free=True), Usage(1, 0, 0)) == ("tiny", 0)
 
 
 @given(rates=rates(), counts=st.lists(COUNTS, min_size=3, max_size=3))
@@ -262,6 +288,8 @@ def test_one_meter_without_a_price_leaves_the_whole_without(rates, usage):
         with pytest.raises(Unpriced, match="no price of"):
             charge(rates, usage)
     else:
+        made = rate(rates, counted, service_tier=usage.service_tier)
+        assume(made.nano or not counted)
         assert charge(rates, usage)[0] == held.id
 
 
