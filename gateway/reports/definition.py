@@ -30,7 +30,6 @@ NAMES = (*TAGS, *OF_REQUESTS, *OF_ATTEMPTS, *OF_TIME)
 
 _DAY_US, _HOUR_US = 86_400_000_000, 3_600_000_000
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_TAG = re.compile(r"[\w./ -]{1,64}")
 _AGO = re.compile(r"(\d{1,5})([mhdw])", re.ASCII)
 _UNIT = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -254,7 +253,7 @@ def name(asked: str, tags: Iterable[str], option: str) -> str:
     bare = asked.removeprefix("tag:")
     if asked in NAMES:
         return asked
-    if _TAG.fullmatch(bare) and bare in set(tags):
+    if bare in set(tags):
         return f"tag:{bare}"
     known = (*NAMES, *tags)
     near = difflib.get_close_matches(bare, known, n=1)

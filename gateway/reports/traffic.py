@@ -63,7 +63,7 @@ class Names:
     def of(self, name: str, definition: Definition) -> Any:
         """The column of a name."""
         if (label := tag(name)) is not None:
-            return self.request.tags[label].as_string()
+            return tagged(self.request.tags, sa.literal(label, sa.Text))
         match name:
             case "key":
                 return self.request.key_id
@@ -380,6 +380,28 @@ def _double(column: Any) -> Any:
 
 def _whole(amount: Any) -> Any:
     return sa.cast(sa.func.coalesce(amount, 0), sa.BigInteger)
+
+
+class tagged(sa.sql.functions.GenericFunction[str]):  # noqa: N801 (a function of SQL)
+    """The value of the tag of that name, whatever is in the name; NULL where it is not there.
+
+    A JSON path would be SQLAlchemy's way: SQLite's know no way to quote `"` in a name.
+    """
+
+    type = sa.Text()
+    inherit_cache = True
+
+
+@compiles(tagged, "postgresql")
+def _tagged_by_postgres(element: Any, compiler: Any, **options: Any) -> str:
+    tags, name = (compiler.process(one, **options) for one in element.clauses)
+    return f"({tags} ->> {name})"
+
+
+@compiles(tagged, "sqlite")
+def _tagged_by_sqlite(element: Any, compiler: Any, **options: Any) -> str:
+    tags, name = (compiler.process(one, **options) for one in element.clauses)
+    return f"(SELECT j.value FROM json_each({tags}) AS j WHERE j.key = {name})"  # noqa: S608 (parameters)
 
 
 class rounded(sa.sql.functions.GenericFunction[int]):  # noqa: N801 (a function of SQL)
