@@ -1,8 +1,8 @@
 """What is deleted, when the policy says so: whole months of rows, and decisions by age.
 
 Owns the working out of what is due and the deleting, synchronous over an open transaction. How long
-is a setting; the sums by hour stay for ever. What was deleted is noted in `prunings`, so that sums
-whose rows are gone are never held against them.
+is a setting; the sums by hour stay for ever. What is to be deleted is noted in `prunings` before,
+so that sums whose rows are gone are never held against them, nor made again of nothing.
 
 INVARIANTS
 - Only months that are over: of the present one and of the `rows_months` before it nothing goes.
@@ -18,7 +18,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from gateway.ledger import partitions
+from gateway.ledger import partitions, rollups
 from gateway.ledger.partitions import FIRST, PARTITIONED, Month, begin_us, following, month_of
 from gateway.ledger.tables import attempt_facts, prunings, request_facts
 
@@ -90,22 +90,35 @@ def _months(connection: Connection, before_us: int) -> dict[Month, int]:
 
 def emptied_us(connection: Connection) -> int:
     """From where on there may be decisions: what came late is looked for a day further back."""
-    last = connection.execute(sa.select(sa.func.max(prunings.c.decisions_before_us))).scalar()
+    finished = sa.select(sa.func.max(prunings.c.decisions_before_us)).where(
+        prunings.c.decisions > 0
+    )
+    last = connection.execute(finished).scalar()
     return begin_us(FIRST) if last is None else last - DAY_US
 
 
 def note_rows(connection: Connection, due: Due, *, now_us: int) -> None:
-    """Before rows go: what then remains half done is held against no sum."""
+    """Before rows go: what then remains half done is held against no sum.
+
+    A rebuild is at one hour: it is waited for, and the next hour sees this.
+    """
     _note(connection, now_us, rows_before_us=due.rows_before_us, requests=due.requests, decisions=0)
 
 
+def announce_decisions(connection: Connection, due: Due, *, now_us: int) -> None:
+    """Before decisions go: what then remains half done is held against no row."""
+    before = due.decisions_before_us
+    _note(connection, now_us, decisions_before_us=before, requests=0, decisions=0)
+
+
 def note_decisions(connection: Connection, due: Due, *, now_us: int) -> None:
-    """Once decisions are gone: where it was not finished, the next time begins there."""
+    """Once decisions are gone: where it was not finished, the next time begins before."""
     before = due.decisions_before_us
     _note(connection, now_us, decisions_before_us=before, requests=0, decisions=due.decisions)
 
 
 def _note(connection: Connection, now_us: int, **values: int | None) -> None:
+    rollups.alone(connection)
     last = connection.execute(sa.select(sa.func.max(prunings.c.made_at_us))).scalar() or 0
     connection.execute(sa.insert(prunings).values(made_at_us=max(now_us, last + 1), **values))
 
@@ -113,13 +126,11 @@ def _note(connection: Connection, now_us: int, **values: int | None) -> None:
 def drop_month(connection: Connection, month: Month, page_rows: int = PAGE_ROWS) -> bool:
     """Delete a month or a part of it; whether there may be more of it."""
     since, until = begin_us(month), begin_us(following(month))
-    if connection.dialect.name == "postgresql":
-        if month in partitions.present(connection):
-            connection.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
-            for table in PARTITIONED:
-                connection.execute(sa.text(f"DROP TABLE {table}_{month}"))
-    else:
-        connection.exec_driver_sql("DELETE FROM workers WHERE 0")  # takes the write lock
+    rollups.alone(connection)
+    if connection.dialect.name == "postgresql" and month in partitions.present(connection):
+        connection.execute(sa.text("SET LOCAL lock_timeout = '5s'"))
+        for table in PARTITIONED:
+            connection.execute(sa.text(f"DROP TABLE {table}_{month}"))
     f, a = request_facts.c, attempt_facts.c
     page = sa.select(f.id).where(f.started_at_us >= since, f.started_at_us < until)
     ids = list(connection.execute(page.limit(page_rows)).scalars())

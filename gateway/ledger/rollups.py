@@ -25,7 +25,7 @@ from gateway.ledger.tables import (
 )
 
 PAGE_ROWS = 5_000
-_LOCK: Final = 0x77656972  # of whoever changes hours that are there
+LOCKED: Final = "55P03"  # the SQLSTATE of a lock that is not waited for
 _TABLES: Final = {
     request_hours: (REQUEST_KEY, SUMS),
     attempt_hours: (ATTEMPT_KEY, SUMS),
@@ -43,8 +43,23 @@ class Disagreement(NamedTuple):
     counted: int | None  # what the rows make
 
 
-LOCK: Final = sa.text(f"SELECT pg_advisory_xact_lock({_LOCK})")
-TRY_LOCK: Final = sa.text(f"SELECT pg_try_advisory_xact_lock({_LOCK})")
+def alone(connection: Connection, *, wait: bool = True) -> None:
+    """Until the end of this transaction nobody else changes hours that are there, or notes a prune.
+
+    To be its first statement: on Postgres a lock on a table is held before anything is seen, an
+    advisory one only after. Where that is not to `wait`, LOCKED says that somebody else is at it.
+    """
+    if connection.dialect.name == "postgresql":
+        nowait = "" if wait else " NOWAIT"
+        connection.execute(sa.text(f"LOCK TABLE prunings IN SHARE ROW EXCLUSIVE MODE{nowait}"))
+    else:
+        connection.exec_driver_sql("DELETE FROM workers WHERE 0")  # takes the write lock
+
+
+def pruned_us(connection: Connection) -> int | None:
+    """Before when rows went, or are going; None where none ever did."""
+    before = connection.execute(sa.select(sa.func.max(prunings.c.rows_before_us))).scalar()
+    return None if before is None else int(before)
 
 
 # --- merging --------------------------------------------------------------------------------------
@@ -59,11 +74,21 @@ def unmerged(connection: Connection) -> list[int]:
     return sorted(found)
 
 
-def merge(connection: Connection, hour_us: int) -> None:
-    """One row for each dimension of an hour; what is appended meanwhile stays beside it."""
+def merge(connection: Connection, hour_us: int) -> bool:
+    """One row for each dimension of an hour; what is appended meanwhile stays beside it.
+
+    Whether there was anything to merge: another may have been here since somebody looked.
+    """
+    alone(connection, wait=False)
+    done = False
     for table, (key, sums) in _TABLES.items():
+        new = sa.select(table.c.hour_us).where(table.c.hour_us == hour_us, sa.text("NOT merged"))
+        if connection.execute(new.limit(1)).first() is None:
+            continue
+        done = True
         for statement in _MERGE[connection.dialect.name](table.name, key, sums):
             connection.execute(sa.text(statement), {"hour": hour_us})
+    return done
 
 
 # Both are made of our own column names and nothing else (S608).
@@ -87,7 +112,6 @@ def _merge_sqlite(table: str, key: tuple[str, ...], sums: tuple[str, ...]) -> li
     temporary = f"merged_{table}"
     grouped = f"WHERE hour_us = :hour GROUP BY {', '.join(key)}"
     return [
-        "DELETE FROM workers WHERE 0",
         f"CREATE TEMP TABLE {temporary} AS SELECT {', '.join(key)}, {added} FROM {table} {grouped}",  # noqa: S608
         f"DELETE FROM {table} WHERE hour_us = :hour",  # noqa: S608
         f"INSERT INTO {table} ({names}, merged) SELECT *, true FROM {temporary}",  # noqa: S608
@@ -103,8 +127,7 @@ _MERGE: Final = {"postgresql": _merge_postgres, "sqlite": _merge_sqlite}
 
 def hours(connection: Connection, since_us: int | None, until_us: int | None) -> list[int]:
     """The hours of the period that have rows or sums, but for those whose rows were pruned."""
-    pruned = connection.execute(sa.select(sa.func.max(prunings.c.rows_before_us))).scalar()
-    low = max(bound for bound in (since_us, pruned, -(2**62)) if bound is not None)
+    low = max(at for at in (since_us, pruned_us(connection), -(2**62)) if at is not None)
     high = 2**62 if until_us is None else until_us
     low = low // HOUR_US * HOUR_US
     found: set[int] = set()
@@ -156,6 +179,11 @@ def counted(connection: Connection, hour_us: int) -> Hours:
     return made
 
 
+def _is_pruned(connection: Connection, hour_us: int) -> bool:
+    before_us = pruned_us(connection)
+    return before_us is not None and hour_us < before_us
+
+
 def _paged(connection: Connection, query: sa.Select[Any]) -> Any:
     found = connection.execute(query, execution_options={"yield_per": PAGE_ROWS})
     yield from found.mappings()
@@ -177,7 +205,9 @@ def booked(
 
 def compare(connection: Connection, hour_us: int) -> list[Disagreement]:
     """Where the roll-ups of an hour are not what its rows make. Both as one snapshot sees them."""
-    found = []
+    found: list[Disagreement] = []
+    if _is_pruned(connection, hour_us):
+        return found
     said = booked(connection, hour_us)
     made = {name: list(rows) for name, _, rows in counted(connection, hour_us).tables()}
     for table, (key, sums) in _TABLES.items():
@@ -191,8 +221,13 @@ def compare(connection: Connection, hour_us: int) -> list[Disagreement]:
     return found
 
 
-def replace(connection: Connection, hour_us: int) -> Hours:
-    """Throw the sums of an hour away; what its rows make is to be written instead."""
+def replace(connection: Connection, hour_us: int) -> Hours | None:
+    """Throw the sums of an hour away; what its rows make is to be written instead.
+
+    None, and nothing is thrown away, where its rows were pruned since somebody looked.
+    """
+    if _is_pruned(connection, hour_us):
+        return None
     made = counted(connection, hour_us)
     for table in _TABLES:
         connection.execute(sa.delete(table).where(table.c.hour_us == hour_us))

@@ -8,15 +8,15 @@ All raise StoreUnavailable.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from gateway.domain.errors import StoreUnavailable
 from gateway.ledger import partitions, retention, rollups
-from gateway.ledger.connect import RowsRefused, transaction
+from gateway.ledger.connect import RowsRefused, sqlstate, transaction
 from gateway.ledger.retention import Due
 from gateway.ledger.writer import replace_hour
 
@@ -36,25 +36,24 @@ class Agreement:
 async def compact(engine: AsyncEngine) -> int:
     """Merge what batches appended to the hours, and make the next month's partitions.
 
-    How many hours were merged; one at a time among all workers: 0 where another is at it.
+    How many hours were merged; one worker at a time, this one stops where it meets another.
     """
     if engine.dialect.name == "postgresql":
         async with transaction(engine) as connection:
             await connection.run_sync(partitions.ensure, ())
     done = 0
-    async with _alone(engine, wait=False) as alone:
-        if not alone:
-            return 0
-        async with transaction(engine) as connection:
-            due = await connection.run_sync(rollups.unmerged)
-        for hour_us in due:
-            try:
-                async with transaction(engine) as connection:
-                    await connection.run_sync(rollups.merge, hour_us)
-            except RowsRefused as error:  # a sum beyond 64 bits: its parts stay as they are
-                log.warning("the sums of the hour %d cannot be merged: %s", hour_us, error)
-            else:
-                done += 1
+    async with transaction(engine) as connection:
+        due = await connection.run_sync(rollups.unmerged)
+    for hour_us in due:
+        try:
+            async with transaction(engine) as connection:
+                done += await connection.run_sync(rollups.merge, hour_us)
+        except RowsRefused as error:  # a sum beyond 64 bits: its parts stay as they are
+            log.warning("the sums of the hour %d cannot be merged: %s", hour_us, error)
+        except StoreUnavailable as error:
+            if sqlstate(error) != rollups.LOCKED:
+                raise
+            break
     return done
 
 
@@ -65,15 +64,14 @@ async def rebuild(
 
     Hours whose rows were pruned keep their sums. Rows may be written meanwhile.
     """
-    async with _alone(engine, wait=True):
+    async with transaction(engine) as connection:
+        due = await connection.run_sync(rollups.hours, since_us, until_us)
+    for done, hour_us in enumerate(due, 1):
         async with transaction(engine) as connection:
-            due = await connection.run_sync(rollups.hours, since_us, until_us)
-        for done, hour_us in enumerate(due, 1):
-            async with transaction(engine) as connection:
-                await as_of_now(connection)
-                await connection.run_sync(replace_hour, hour_us)
-            if progress is not None:
-                progress(done, len(due))
+            await as_of_now(connection)
+            await connection.run_sync(replace_hour, hour_us)
+        if progress is not None:
+            progress(done, len(due))
     return len(due)
 
 
@@ -110,41 +108,28 @@ async def prune(
     engine: AsyncEngine, wanted: Due, *, now_us: int, page_rows: int = retention.PAGE_ROWS
 ) -> None:
     """Delete that. Stopped in between, it goes on the next time."""
-    async with _alone(engine, wait=True):
-        if wanted.months:
-            async with transaction(engine) as connection:
-                await connection.run_sync(retention.note_rows, wanted, now_us=now_us)
-        for month in sorted(wanted.months):
-            more = True
-            while more:
-                async with transaction(engine) as connection:
-                    more = await connection.run_sync(retention.drop_month, month, page_rows)
-        before_us = wanted.decisions_before_us
-        if before_us is None:
-            return
+    if wanted.months:
         async with transaction(engine) as connection:
-            at_us: int | None = await connection.run_sync(retention.emptied_us)
-        while at_us is not None:
+            await connection.run_sync(retention.note_rows, wanted, now_us=now_us)
+    for month in sorted(wanted.months):
+        more = True
+        while more:
             async with transaction(engine) as connection:
-                at_us = await connection.run_sync(
-                    retention.empty_decisions, at_us, before_us, page_rows
-                )
-        async with transaction(engine) as connection:
-            await connection.run_sync(retention.note_decisions, wanted, now_us=now_us)
-
-
-@asynccontextmanager
-async def _alone(engine: AsyncEngine, *, wait: bool) -> AsyncIterator[bool]:
-    """Whether nobody else changes hours that are there. On SQLite each transaction sees to it.
-
-    Held by a transaction of its own, so that those inside see what is there once it is held.
-    """
-    if engine.dialect.name != "postgresql":
-        yield True
+                more = await connection.run_sync(retention.drop_month, month, page_rows)
+    before_us = wanted.decisions_before_us
+    if before_us is None:
         return
     async with transaction(engine) as connection:
-        taken = await connection.execute(rollups.LOCK if wait else rollups.TRY_LOCK)
-        yield wait or bool(taken.scalar_one())
+        at_us: int | None = await connection.run_sync(retention.emptied_us)
+    async with transaction(engine) as connection:
+        await connection.run_sync(retention.announce_decisions, wanted, now_us=now_us)
+    while at_us is not None:
+        async with transaction(engine) as connection:
+            at_us = await connection.run_sync(
+                retention.empty_decisions, at_us, before_us, page_rows
+            )
+    async with transaction(engine) as connection:
+        await connection.run_sync(retention.note_decisions, wanted, now_us=now_us)
 
 
 async def as_of_now(connection: AsyncConnection, *, read_only: bool = False) -> None:

@@ -265,10 +265,14 @@ class Writer:
 
 
 def replace_hour(connection: Connection, hour_us: int) -> None:
-    """Make the sums of an hour again, of its rows as this transaction sees them."""
+    """Make the sums of an hour again, of its rows as this transaction sees them. Those of an hour
+    whose rows were pruned stay."""
+    rollups.alone(connection)
     dialect = _DIALECTS[connection.dialect.name]
     dialect.begin(connection)
     made = rollups.replace(connection, hour_us)
+    if made is None:
+        return
     for name, columns, sums in made.tables():
         dialect.insert(connection, name, (*columns, "merged"), ((*row, True) for row in sums))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import orjson
@@ -10,9 +11,10 @@ import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from gateway.cli import app
-from gateway.ledger import retention, upkeep
+from gateway.ledger import retention, rollups, upkeep
 from gateway.ledger.partitions import begin_us, following, month_of
 from gateway.ledger.store import Store, attempts, prunings, request_facts, request_hours, requests
+from gateway.ledger.writer import replace_hour
 from tests.unit.ledger.records import attempt, request
 
 pytest_plugins = ("tests.servers",)
@@ -121,8 +123,64 @@ async def test_stopped_in_between_it_goes_on_the_next_time(store):
     assert set(await months(store, STARTS)) == {197001, 202610, 202611}
     noted = await store.select(sa.select(prunings).order_by(prunings.c.made_at_us))
     assert [(row["requests"], row["decisions"] > 0) for row in noted] == [
-        (33, False), (22, False), (0, True)
+        (33, False), (22, False), (0, False), (0, True)
     ]  # fmt: skip
+
+
+SUM = sa.select(sa.func.sum(request_hours.c.rows).label("n"))
+
+
+async def replace(store: Store, hour_us: int) -> None:
+    async with store._begin() as connection:
+        await upkeep.as_of_now(connection)
+        await connection.run_sync(replace_hour, hour_us)
+
+
+async def test_a_rebuild_that_meets_a_prune_leaves_its_hours(store):
+    before = await store.select(SUM)
+    async with store._begin() as connection:  # a rebuild looks which hours there are ...
+        hours = await connection.run_sync(rollups.hours, None, None)
+    due = await store.due(now_us=NOW_US, rows_months=1, decisions_days=None)
+    await store.prune(due, now_us=NOW_US)
+    for hour_us in hours:  # ... and comes to them later
+        await replace(store, hour_us)
+    assert await store.select(SUM) == before
+    async with store._begin() as connection:
+        for hour_us in hours:
+            assert await connection.run_sync(rollups.compare, hour_us) == []
+
+
+async def test_a_rebuild_waits_for_the_note_of_what_goes(postgres_url):
+    store = await Store.connect(postgres_url)
+    await store.append([orjson.dumps(request("old", started_at_us=begin_us(202607)))])
+    due = await store.due(now_us=NOW_US, rows_months=1, decisions_days=None)
+    async with store._begin() as connection:
+        await connection.execute(sa.delete(request_hours))  # a rebuild would bring it back
+        await connection.run_sync(retention.note_rows, due, now_us=NOW_US)
+        rebuilt = asyncio.create_task(replace(store, begin_us(202607)))
+        waiting = sa.text("SELECT count(*) AS n FROM pg_locks WHERE NOT granted")
+        async with asyncio.timeout(30):
+            while not rebuilt.done() and not (await store.select(waiting))[0]["n"]:
+                await asyncio.sleep(0.01)
+    await rebuilt
+    assert await store.select(SUM) == [{"n": None}]
+    await store.close()
+
+
+async def test_decisions_are_noted_before_they_go(store):
+    due = await store.due(now_us=NOW_US, rows_months=None, decisions_days=30)
+    async with store._begin() as connection:  # the first steps, and no more
+        await connection.run_sync(retention.announce_decisions, due, now_us=NOW_US)
+        since = await connection.run_sync(retention.emptied_us)
+        before = due.decisions_before_us
+        assert await connection.run_sync(retention.empty_decisions, since, before, 4)
+    noted = await store.select(sa.select(prunings.c.decisions_before_us))
+    assert noted == [{"decisions_before_us": due.decisions_before_us}]
+    rest = await store.due(now_us=NOW_US, rows_months=None, decisions_days=30)
+    assert rest.decisions == due.decisions - 4
+    await store.prune(rest, now_us=NOW_US)
+    again = await store.due(now_us=NOW_US, rows_months=None, decisions_days=30)
+    assert again.decisions == 0
 
 
 async def test_the_command_says_what_goes(store, url, monkeypatch, tmp_path):
@@ -130,8 +188,6 @@ async def test_the_command_says_what_goes(store, url, monkeypatch, tmp_path):
         monkeypatch.setenv(f"WEIGHBRIDGE_{name}", value)
 
     async def run(*args: str) -> str:
-        import asyncio
-
         result = await asyncio.to_thread(CliRunner().invoke, app, ["db", *args])
         assert result.exit_code == 0, result.output
         return result.output
@@ -153,8 +209,6 @@ async def test_the_command_says_what_goes(store, url, monkeypatch, tmp_path):
     assert "are what their rows make" in await run("rebuild-rollups", "--check")
     async with store._begin() as connection:
         await connection.execute(sa.update(request_facts).values(output_tokens=1))
-    import asyncio
-
     result = await asyncio.to_thread(CliRunner().invoke, app, ["db", "rebuild-rollups", "--check"])
     assert result.exit_code == 1
     assert "not as the rows make them" in result.output
