@@ -31,6 +31,7 @@ import orjson
 from gateway.domain.limit import AtLimit, Limit, Unit
 from gateway.domain.money import shown, usd
 from gateway.limits import Alert, Event, Gate, LocalGate
+from gateway.limits.news import WHOLE, of_share
 from gateway.runtime import Clock, TaskOwner
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
@@ -48,6 +49,7 @@ LOOK_S = 5.0  # how soon after its start a new period is told
 DRAIN_S_MAX = 5.0
 CLAIM_S = 40 * 86_400  # longer than any period
 TEST = "test"
+FOLDER = "alerts"  # below the home
 
 
 # --- the document ---------------------------------------------------------------------------------
@@ -296,6 +298,15 @@ class Alerts:
         self._telemetry.alert_delivery("dropped")
 
 
+def exhausted_at(home: Path, limit: Limit, holder: str, start_s: int) -> float | None:
+    """When processes without Redis told that it is exhausted, by their claim; None: not known."""
+    told = of_share(limit, holder, WHOLE, limit.amount, (start_s, 0))
+    try:
+        return (home / FOLDER / event_id(told)).stat().st_mtime
+    except OSError:
+        return None
+
+
 class HomeClaims:
     """Events told by the processes of one home: whoever makes an event's file first tells it."""
 
@@ -326,6 +337,6 @@ def alerts_of(settings: Settings, gate: Gate, telemetry: Telemetry, clock: Clock
         telemetry,
         clock,
         gateway=socket.gethostname(),
-        claim=HomeClaims(settings.home / "alerts", clock) if alone else lambda _: True,
+        claim=HomeClaims(settings.home / FOLDER, clock) if alone else lambda _: True,
         parts=settings.workers if alone else 1,
     )

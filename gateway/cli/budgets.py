@@ -114,14 +114,17 @@ def probe(as_json: AsJson = False) -> None:
 
 async def _look(settings: Settings) -> tuple[tuple[Limit, ...], PriceBook, Status]:
     """What is in force, and how it stands. What cannot be asked is said and left out."""
+    import functools
     import time
 
+    from gateway.alerts import exhausted_at
     from gateway.cli.database import ledger
     from gateway.ledger.store import StoreUnreachable
     from gateway.reports.budgets import status
 
     missing: list[str] = []
     counts: Counts | None
+    since = functools.partial(exhausted_at, settings.home)
     try:
         async with ledger(settings) as store:
             limits, prices = await _in_force(settings, store)
@@ -133,6 +136,7 @@ async def _look(settings: Settings) -> tuple[tuple[Limit, ...], PriceBook, Statu
                 store=store,
                 journal=settings.journal_dir,
                 missing=missing,
+                since=since,
             )
     except StoreUnreachable as error:
         missing.append(f"the database cannot be asked, so the files count: {error}")
@@ -145,6 +149,7 @@ async def _look(settings: Settings) -> tuple[tuple[Limit, ...], PriceBook, Statu
             store=None,
             journal=settings.journal_dir,
             missing=missing,
+            since=since,
         )
     return limits, prices, found
 
@@ -241,6 +246,8 @@ def _as_dict(status: Status, currency: Currency) -> dict[str, Any]:
             "period_end": moment(one.end_s, one),
             **{name: money(nano) for name, nano in amounts.items()},
             "share": None if one.share is None else float(round(one.share, 6)),
+            "state": one.state,
+            "since": moment(None if one.since_s is None else int(one.since_s), one),
             "spent_at": moment(one.spent_at_s, one),
             "at_limit": limit.at_limit.value,
             "alert_shares": [share for share, _ in limit.thresholds],
@@ -310,8 +317,6 @@ def _print_limit(limit: Limit, status: Status, currency: Currency) -> None:
     for column in ("share", "used", "held", "left", "forecast", "used up", "ledger"):
         table.add_column(column, justify="right", no_wrap=True)
     for one in rows:
-        at = one.spent_at_s
-        form = "%H:%M" if one.end_s - one.start_s < _TWO_DAYS_S else "%b %d"
         table.add_row(
             f"{_plain(one.holder)} [dim]{_plain(names.get(one.holder, ''))}[/]",
             _bar(one),
@@ -320,7 +325,7 @@ def _print_limit(limit: Limit, status: Status, currency: Currency) -> None:
             money(one.held),
             money(one.left),
             "" if one.forecast is None else money(one.forecast),
-            "" if at is None else f"{_local(at, one):{form}}",
+            _used_up(one),
             "?" if one.booked is None else money(one.booked.nano_usd),
         )
     print_table(table, indent=2)
@@ -330,13 +335,27 @@ def _print_limit(limit: Limit, status: Status, currency: Currency) -> None:
     out.print()
 
 
+def _used_up(budget: Budget) -> str:
+    """What it does already, or when it will by its pace."""
+    day = budget.end_s - budget.start_s < _TWO_DAYS_S
+
+    def moment(at_s: int) -> str:
+        return f"{_local(at_s, budget):{'%H:%M' if day else '%b %d'}}"
+
+    if budget.state in {None, "open"}:
+        return "" if budget.spent_at_s is None else moment(budget.spent_at_s)
+    since = "" if budget.since_s is None else f" since {moment(int(budget.since_s))}"
+    return f"[red]{budget.state}[/]{since}"
+
+
 def _bar(budget: Budget) -> str:
     """A colour says how far it is."""
     if budget.share is None:
         return ""
     full = min(_BAR, max(0, int(budget.share * _BAR)))
     alert = min((share for share, _ in budget.limit.thresholds), default=1.0)
-    colour = "red" if budget.share >= 1 else "yellow" if float(budget.share) >= alert else "green"
+    full_up = budget.share >= 1 or budget.exhausted
+    colour = "red" if full_up else "yellow" if float(budget.share) >= alert else "green"
     return f"[{colour}]{'█' * full}[/][dim]{'░' * (_BAR - full)}[/]"
 
 

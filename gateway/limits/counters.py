@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from gateway.domain.limit import CALENDAR, Limit
 from gateway.limits.kept import read
+from gateway.limits.news import WHOLE
 from gateway.limits.periods import SLICES, WINDOW_S, calendar
 from gateway.redis_link import RedisLink
 
@@ -29,6 +30,7 @@ PREFIX = "wb:{limits}:"
 LEASES = (PREFIX + "leases").encode()
 COUNTERS = PREFIX + "n:"
 PAGE = 1_000
+_WHOLE = 1_000_000  # what the script writes for a share of all of it
 
 
 class Named(NamedTuple):
@@ -58,10 +60,12 @@ class Count(NamedTuple):
     """What one holder has taken of one limit in its present period, in the limit's unit.
 
     `used` is what was settled of it, the rest is held; None where the two are not told apart.
+    `exhausted`: that was told of it: all is used, or a request did not fit any more.
     """
 
     taken: int
     used: int | None
+    exhausted: bool = False
 
 
 Counts = dict[tuple[str, str], Count]  # (limit, holder)
@@ -103,8 +107,9 @@ async def counted(link: RedisLink, key: bytes, limit: Limit, now_s: float) -> Co
     """One counter, as of `now_s`. Raises RedisDown."""
     window_s = WINDOW_S.get(limit.period) if limit.period is not None else None
     if window_s is None:
-        taken, used = await link.command("HMGET", key, "t", "u")
-        return Count(int(taken or 0), int(used) if used is not None else None)
+        taken, used, told = await link.command("HMGET", key, "t", "u", "a")
+        exhausted = int(told or 0) >= _WHOLE
+        return Count(int(taken or 0), int(used) if used is not None else None, exhausted)
     fields = await link.command("HGETALL", key)
     first = int(now_s * SLICES / window_s) - SLICES
     slices = {bytes(name): int(n) for name, n in zip(fields[::2], fields[1::2], strict=True)}
@@ -130,5 +135,6 @@ def in_home(home: Path, limits: Sequence[Limit], now_s: float) -> Counts:
             continue
         before = found.get((row.limit, row.holder), Count(0, 0))
         used = row.used + (before.used or 0)
-        found[row.limit, row.holder] = Count(row.taken + before.taken, used)
+        exhausted = before.exhausted or row.told >= WHOLE
+        found[row.limit, row.holder] = Count(row.taken + before.taken, used, exhausted)
     return found

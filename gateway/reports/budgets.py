@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
 from gateway.domain.errors import StoreUnavailable
-from gateway.domain.limit import CALENDAR, Limit, Unit
+from gateway.domain.limit import CALENDAR, AtLimit, Limit, Unit
 from gateway.domain.outcome import Outcome
 from gateway.ledger.hours import HOUR_US
 from gateway.ledger.store import Store
@@ -29,6 +30,7 @@ from gateway.ledger.unsent import pages, segments
 from gateway.limits.counters import Counts, span_of
 from gateway.limits.periods import WINDOW_S
 from gateway.reports.sums import key_names
+from gateway.reports.traffic import tagged
 
 JOURNAL_BYTES_MAX = 64 * 1024 * 1024  # more is not looked through
 PAGE_ROWS = 500
@@ -51,10 +53,22 @@ class Booked:
     unsent_nano: int = 0
 
 
+class State(StrEnum):
+    """What becomes of a request that is as large as those before it. Values are in JSON."""
+
+    OPEN = "open"
+    REFUSING = "refusing"
+    REROUTING = "rerouting"  # it takes a route for `spent`
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """One limit in dollars and one of its holders. Money in nano-USD, times in seconds since the
-    epoch. `start_s` and `end_s` are 0 where the limit slides; None: it could not be had."""
+    epoch. `start_s` and `end_s` are 0 where the limit slides; None: it could not be had.
+
+    `exhausted`: it was told in this period that all is used, or that a request did not fit any
+    more, for what it might cost is held; `since_s` is when. Smaller ones may still fit.
+    """
 
     limit: Limit
     holder: str
@@ -64,6 +78,17 @@ class Budget:
     taken: int | None = None
     used: int | None = None
     booked: Booked | None = None
+    exhausted: bool = False
+    since_s: float | None = None
+
+    @property
+    def state(self) -> State | None:
+        """None where nobody knows what is left."""
+        if self.left is None:
+            return None
+        if not self.exhausted and self.left > 0:
+            return State.OPEN
+        return State.REFUSING if self.limit.at_limit is AtLimit.REFUSE else State.REROUTING
 
     @property
     def held(self) -> int | None:
@@ -90,9 +115,10 @@ class Budget:
 
     @property
     def forecast(self) -> int | None:
-        """What the period will have used at the pace so far; None while that says nothing."""
+        """What the period will have used at the pace so far; None while that says nothing, and
+        when it is exhausted: the pace has ended then."""
         whole = self.end_s - self.start_s
-        if not whole or self.known is None:
+        if not whole or self.known is None or self.exhausted:
             return None
         gone = Decimal(str(self.now_s)) - self.start_s
         if gone < whole * EARLY:
@@ -101,7 +127,10 @@ class Budget:
 
     @property
     def spent_at_s(self) -> int | None:
-        """When all of it is used at that pace; None where that is not in this period."""
+        """When all of it is used at that pace; None where that is not in this period. Of what is
+        exhausted, when it was, or now where nobody knows."""
+        if self.exhausted:
+            return int(self.now_s if self.since_s is None else self.since_s)
         forecast = self.forecast
         if forecast is None or forecast <= self.limit.amount or not self.known:
             return None
@@ -151,10 +180,12 @@ async def status(
     store: Store | None,
     journal: Path,
     missing: Sequence[str] = (),
+    since: Callable[[Limit, str, int], float | None] = lambda *_: None,
 ) -> Status:
     """Every limit in dollars with every holder that anybody knows of.
 
-    `counts` of None: the counters could not be read; `store` of None: the database cannot.
+    `counts` of None: the counters could not be read; `store` of None: the database cannot. `since`
+    says of limit, holder and start of the period when it was told to be exhausted.
     """
     money = [limit for limit in limits if limit.unit is Unit.USD]
     said = list(missing)
@@ -177,6 +208,7 @@ async def status(
         holders |= set(ledger or {}) | set(limit.match.get(limit.per, ()))
         for holder in sorted(holders):
             count = None if counts is None else counts.get((limit.name, holder))
+            exhausted = count is not None and count.exhausted
             nothing = counts is not None and (limit.period in CALENDAR)
             found.append(
                 Budget(
@@ -188,6 +220,8 @@ async def status(
                     taken=count.taken if count else 0 if nothing else None,
                     used=count.used if count else 0 if nothing else None,
                     booked=None if ledger is None else ledger.get(holder, Booked()),
+                    exhausted=exhausted,
+                    since_s=since(limit, holder, start_s) if exhausted else None,
                 )
             )
     return Status(budgets=tuple(found), now_s=now_s, missing=tuple(said), names=names)
@@ -207,7 +241,7 @@ async def _booked(
     values = {"key": table.c.key_id, "alias": table.c.alias}
 
     def of(name: str) -> Any:
-        return values[name] if name in values else table.c.tags[name].as_string()
+        return values[name] if name in values else tagged(table.c.tags, sa.literal(name, sa.Text))
 
     cut = table.c.outcome == Outcome.INTERRUPTED.value
     unpriced = sa.and_(table.c.usage_source != "none", sa.not_(table.c.priced))

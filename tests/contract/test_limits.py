@@ -479,6 +479,8 @@ async def test_who_holds_nothing_reads_what_is_used_and_what_is_held(shared: Pla
         ("hour", "k"): Count(120, None),
         ("budget", "a:b"): Count(350, 300),
     }
+    await shared.begin((BUDGET, 651), holder="a:b")  # what does not fit any more is remembered
+    assert await read(BUDGET) == {("budget", "a:b"): Count(350, 300, exhausted=True)}
     shared.wait(120)
     assert await read(hour) == {("hour", "k"): Count(20, None)}
     _, found = await in_redis(gate._link, (hour, BUDGET))  # by Redis's own time
