@@ -760,13 +760,14 @@ class Dispatch:
         if not trip.attempts:
             self.gate.release(admission)
             return
-        # What failed before it said anything nobody bills; what has no price keeps its hold.
+        # What failed before it said anything nobody bills; without a price at least the hold counts.
         nano_usd = record.cost_nano_usd if record.priced else None
         self.gate.settle(
             admission,
             Used(
                 tokens=sum([attempt.tokens for attempt in record.attempts]),
                 nano_usd=nano_usd if record.usage_source != "none" else 0,
+                nano_known=record.cost_nano_usd or 0,
             ),
         )
 

@@ -77,17 +77,22 @@ class Admission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Used:
-    """What a request really used. `nano_usd` of None: the price is not known, the hold stays."""
+    """What a request really used.
+
+    `nano_usd` of None: the price of all of it is not known. Then the hold stays, or what is known
+    of it, `nano_known`, where that is more.
+    """
 
     tokens: int
     nano_usd: int | None
+    nano_known: int = 0
 
     def of(self, unit: Unit, held: int) -> int:
         """In the unit of a limit; a permit is free again."""
         if unit is Unit.TOKENS:
             return self.tokens
         if unit is Unit.USD:
-            return held if self.nano_usd is None else self.nano_usd
+            return max(held, self.nano_known) if self.nano_usd is None else self.nano_usd
         return 0 if unit is Unit.CONCURRENT else held
 
 

@@ -12,6 +12,7 @@ import pytest
 from gateway.dispatch import Dispatch
 from gateway.domain.errors import BudgetSpent, RateLimited, StoreUnavailable, UpstreamBroken
 from gateway.domain.limit import AtLimit, Limit, Period, Unit
+from gateway.domain.request import Usage
 from gateway.limits import Admission, Ask, LocalGate, Standing
 from gateway.limits.answers import refusal_told
 from gateway.limits.gate import Ready
@@ -189,6 +190,25 @@ async def test_an_unpriced_backend_is_no_candidate_under_a_hard_budget() -> None
     _, answer = await begin(dispatch)
     await finish(answer)
     assert [call.backend.name for call in wire.calls] == ["b"]
+
+
+@pytest.mark.parametrize(("used", "counted"), [(5, 12_000 + 20 * 2000), (500, 12_000 + 500 * 2000)])
+async def test_what_is_unpriced_in_part_counts_at_its_hold_or_at_what_is_known(
+    used: int, counted: int
+) -> None:
+    """The loser of a hedge has no price; the winner may have cost more than was held."""
+    silent = Script(pieces=[ROLE, said("late")], gate=asyncio.Event(), gate_at=1)
+    wins = Script(pieces=[ROLE, said("x", finished=True, usage=Usage(12, 0, used))])
+    dispatch, _, kept = build(
+        {"a": silent, "b": wins},
+        prices={"b": Decimal(1)},
+        behaviour=Behaviour(hedge=Hedge(after_ms=1, share_max=1.0)),
+        limits=(limit(Unit.USD, 2_000_000, at_limit=AtLimit.ROUTE),),
+    )
+    _, answer = await begin(dispatch)
+    await finish(answer)
+    assert (kept.closed[0].attempt_count, kept.closed[0].priced) == (2, False)
+    assert await left(dispatch) == 2_000_000 - counted
 
 
 async def test_a_spent_limit_that_asks_for_another_route_lets_the_request_in() -> None:
