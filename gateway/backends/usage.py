@@ -286,10 +286,12 @@ class _Told:
     def read(self, tree: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
         counts = self.counts
         for name, value in raw.items():
-            if not value and type(value) in _NOTHING:
-                continue
             count = tree.get(name)
             if count is None:
+                continue
+            if not value and type(value) in _NOTHING:
+                if count == "total" and value == 0:  # it may belie the parts
+                    counts.setdefault(count, 0)
                 continue
             if type(count) is dict:
                 if type(value) is dict:
@@ -371,7 +373,9 @@ class _Told:
                 self.wrong.append("a part is more than its whole")
             cache, thought = possible[0]
             return prompt + cache, output + thought, hidden
-        unbilled = (0, get("fetched", 0), 0 if apart else -beside)
+        # A total without the cache is a dialect; one without the output, or the reasoning, is none.
+        without = 0 if apart or beside in (output, hidden) else -beside
+        unbilled = (0, get("fetched", 0), without)
         for cache, thought in possible:
             for more in unbilled[: 2 if cache else 3]:
                 if prompt + cache + output + thought + more == total:

@@ -543,6 +543,21 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], Usage, str]] = {
         Usage(9, 0, 0, others={Meter.OUTPUT_AUDIO: 4}),
         "the parts of the output are 3 more",
     ),
+    "a total of nothing": (
+        {"prompt_tokens": 0, "completion_tokens": 1, "total_tokens": 0},
+        Usage(0, 0, 1),
+        "do not make the total 0",
+    ),
+    "a total without the output, as large as one without the cache": (
+        {
+            "prompt_tokens": 100,
+            "completion_tokens": 1,
+            "total_tokens": 100,
+            "prompt_tokens_details": {"cache_write_tokens": 1},
+        },
+        Usage(99, 0, 1, others={WRITE_5M: 1}),
+        "do not make the total 100",
+    ),
     "two counts of what was cached": (
         {
             "prompt_tokens": 9,
