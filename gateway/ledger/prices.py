@@ -17,6 +17,7 @@ import datetime as dt
 import hashlib
 import json
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -104,13 +105,17 @@ class Dated:
 class PriceBook:
     """All rows of all files; `rows` of a target ascend by their start.
 
-    `regions` says where each backend is, for prices that differ by it.
+    `regions` says where each backend is, for prices that differ by it. `_spans` are moments from
+    which on a change is the next one: each worker asks for it twice a second.
     """
 
     rows: Mapping[Target, tuple[Dated, ...]]
     regions: Mapping[str, str | None] = field(default_factory=dict)
     gpu_hours: tuple[GpuHour, ...] = ()
     currencies: tuple[price_file.Exchange, ...] = ()
+    _spans: deque[tuple[int, int | None]] = field(
+        default_factory=lambda: deque(maxlen=4), init=False, repr=False, compare=False
+    )
 
     @classmethod
     def always(cls, rates: Mapping[Target, Rates]) -> PriceBook:
@@ -159,6 +164,14 @@ class PriceBook:
 
     def changes_after(self, at_us: int) -> int | None:
         """The next moment at which any rates change, None where none ever do."""
+        for since_us, change_us in self._spans:
+            if since_us <= at_us and (change_us is None or at_us < change_us):
+                return change_us
+        change_us = self._next_change(at_us)
+        self._spans.append((at_us, change_us))
+        return change_us
+
+    def _next_change(self, at_us: int) -> int | None:
         found = []
         for rows in self.rows.values():
             for row in rows:
@@ -285,7 +298,6 @@ def _special(row: PriceRow, variant: Variant, name: str) -> _Special:
         service_tier=variant.service_tier,
         region=variant.region,
         minutes=minutes,
-        # Made once: each worker asks for the next change every second.
         turns=minutes ^ frozenset((minute + 1) % price_file.DAY_MINUTES for minute in minutes),
         rank=price_file.rank(variant),
     )

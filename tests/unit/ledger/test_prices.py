@@ -319,3 +319,36 @@ def test_a_book_of_terms_is_the_book_they_were_written_in(days, bounds, free):
     assert again.regions == book.regions
     with pytest.raises(ValueError, match="from"):
         PriceBook.of([{k: v for k, v in terms[0].items() if k != "from"}])
+
+
+class Counted(dict):  # type: ignore[type-arg]
+    """Rows that count how often all of them are looked at."""
+
+    looks = 0
+
+    def values(self):  # type: ignore[no-untyped-def]
+        self.looks += 1
+        return super().values()
+
+
+def test_the_next_change_is_looked_for_once_however_often_it_is_asked_for() -> None:
+    made = load_prices([("p.yaml", GOOD)])
+    rows = Counted(made.rows)
+    book = PriceBook(rows)
+    begin, end = instant("2026-01-01"), instant("2026-03-01")
+    moments = [
+        end - 1,
+        begin,
+        begin - 1,
+        begin + 1,
+        end,
+        end + 5,
+        *range(begin, end, 86_400 * 10**6),
+    ]
+    for at in moments:
+        assert book.changes_after(at) == PriceBook(made.rows).changes_after(at)
+    assert rows.looks <= 4
+    for at in range(begin, end - 10**7, 86_400 * 10**6):
+        book.turned(at, at + 10**6, ahead_us=5_000_000)
+    assert rows.looks <= 4
+    assert book == PriceBook(made.rows), "what it remembers is no part of it"
