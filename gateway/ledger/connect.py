@@ -201,6 +201,16 @@ async def take_turn(connection: AsyncConnection, queue: str = "") -> None:
         await connection.execute(sa.delete(keys).where(sa.false()))  # takes the write lock
 
 
+async def plan_each_time(connection: AsyncConnection) -> None:
+    """For those who read page by page, until the transaction's end.
+
+    From the sixth execution on Postgres may take one plan for any values: it cannot know how
+    little of the period a page is, and reads all of it for each.
+    """
+    if connection.dialect.name == "postgresql":
+        await connection.execute(sa.text("SET LOCAL plan_cache_mode = force_custom_plan"))
+
+
 @asynccontextmanager
 async def _start_turn(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """Like `take_turn`, before there are tables: one start at a time looks at the schema."""

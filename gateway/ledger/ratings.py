@@ -32,6 +32,7 @@ from gateway.domain.catalog import Target
 from gateway.domain.errors import NotFound
 from gateway.domain.money import Unpriced
 from gateway.domain.rating import charge, metered
+from gateway.ledger.connect import plan_each_time
 from gateway.ledger.prices import PriceBook
 from gateway.ledger.store import Store, attempts, corrections, now_us, rating_runs, requests
 from gateway.ledger.versions import Versions
@@ -216,12 +217,14 @@ async def rerate(
     progress: Callable[[int], None] | None = None,
     rows: int = PAGE_ROWS,
 ) -> Rerating:
-    """What would change. Writes nothing. Raises StoreUnavailable."""
+    """What would change, of the rows as they are now. Writes nothing. Raises StoreUnavailable."""
     made = Rerating(book_at_us=by.at_us)
-    work = _Work(store.select, _Where(Versions(store), by.regions), by.book, wanted, made)
-    async for _, looked_at in work.pages(rows):
-        if progress is not None:
-            progress(looked_at)
+    where = _Where(Versions(store), by.regions)
+    async with store.snapshot() as snapshot:
+        work = _Work(snapshot.select, where, by.book, wanted, made)
+        async for _, looked_at in work.pages(rows):
+            if progress is not None:
+                progress(looked_at)
     return made
 
 
@@ -242,6 +245,7 @@ async def apply(
     """
     made = Rerating(book_at_us=by.at_us)
     async with store.turn("ratings") as connection:
+        await plan_each_time(connection)
         newest = await connection.scalar(sa.select(sa.func.max(rating_runs.c.number)))
         number = (newest or 0) + 1
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections import Counter
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,24 @@ async def test_corrections_add_up_to_the_book_and_the_ledger_stays(store, rows):
     assert run["attempts_rated"] == total.attempts
     assert run["attempts_corrected"] == total.corrected == len(listed)
     assert run["delta_nano_usd"] == total.delta == sum(c["delta_nano_usd"] for c in listed)
+
+
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+async def test_every_page_is_planned_by_what_it_asks_for(store):
+    """A plan for any page reads the whole period for each: Postgres takes one from the sixth on."""
+    asked = by(b('"2.4"'))
+    looked, written = [], []
+    await ratings.rerate(store, ALL, asked, rows=2, progress=looked.append)
+    await apply(store, asked, rows=2, progress=written.append)
+    assert min(len(looked), len(written)) > 8
+    said = sa.text("SELECT statement FROM pg_prepared_statements WHERE generic_plans > 0")
+    found: list[str] = []
+    async with AsyncExitStack() as stack:  # every connection of the pool
+        for queue in "abcd":
+            connection = await stack.enter_async_context(store.turn(queue))
+            found += (await connection.execute(said)).scalars()
+    paged = [one for one in found if one.startswith("SELECT") and "LIMIT" in one]
+    assert [one for one in paged if "usage_source" in one] == []
 
 
 async def test_again_corrects_nothing_and_another_book_only_what_is_left(store):
