@@ -115,7 +115,10 @@ def sentence(alert: Alert, *, parts: int = 1) -> str:
     until = f"{_local(alert.end_s, limit.zone):%Y-%m-%d %H:%M} {limit.zone}"
     match alert.event:
         case Event.SHARE:
-            said = f"{who} has used {spent}, {alert.share:.0%} of {whole} this {span}"
+            said = (
+                f"{who} has passed {alert.share * 100:g} % of {whole} this {span}: "
+                f"{spent} used ({alert.spent / limit.amount * 100:.1f} %)"
+            )
         case Event.EXHAUSTED:
             then = "take another route" if limit.at_limit is AtLimit.ROUTE else "are refused"
             said = (
@@ -125,7 +128,7 @@ def sentence(alert: Alert, *, parts: int = 1) -> str:
         case Event.OVERRUN:
             said = (
                 f"a request of {who} used {_amount(limit, alert.beyond)} more than was held for "
-                f"it; {spent} of {whole} ({alert.share:.0%}) is used this {span}"
+                f"it; {spent} of {whole} ({alert.share * 100:.1f} %) is used this {span}"
             )
         case Event.RESET:
             said = f"a new {span} has begun for {who}: {whole} until {until}"

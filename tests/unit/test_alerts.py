@@ -125,7 +125,8 @@ async def test_an_event_is_posted_signed_and_counted() -> None:
         == {
             "event": "budget.share_reached",
             "id": found["id"],
-            "text": "Budget team-month: team search has used $401.20, 80% of $500.00 this month.",
+            "text": "Budget team-month: team search has passed 80 % of $500.00 this month: "
+            "$401.20 used (80.2 %).",
             "at": "2026-11-01T23:00:00Z",
             "gateway": "node-1",
             "limit": "team-month",
@@ -191,7 +192,7 @@ TOKENS = Limit(name="app-day", per="app", unit=Unit.TOKENS, amount=2_000_000, pe
             Alert(Event.OVERRUN, BUDGET, "ads", 1.002, 501 * 10**9, *NOVEMBER, beyond=4 * 10**6),
             (
                 "Budget team-month: a request of team ads used $0.0040 more than was held for it; "
-                "$501.00 of $500.00 (100%) is used this month."
+                "$501.00 of $500.00 (100.2 %) is used this month."
             ),
         ),
         (
@@ -203,7 +204,8 @@ TOKENS = Limit(name="app-day", per="app", unit=Unit.TOKENS, amount=2_000_000, pe
         ),
         (
             Alert(Event.SHARE, TOKENS, "chat", 0.9, 1_800_000, *NOVEMBER),
-            "Limit app-day: app chat has used 1,800,000 tokens, 90% of 2,000,000 tokens this day.",
+            "Limit app-day: app chat has passed 90 % of 2,000,000 tokens this day: 1,800,000 tokens "
+            "used (90.0 %).",
         ),
     ],
 )
