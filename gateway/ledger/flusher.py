@@ -73,6 +73,7 @@ class Flusher:
         self._turn = asyncio.Lock()  # between the loop and `drain`
         self._orphans: list[tuple[Orphan, Iterator[list[bytes]]]] = []
         self._left: list[bytes] | None = None  # of an orphan, read but not sent
+        self._aside: set[bytes] = set()  # of the batch under way, for when it is sent again
         self._backoff_s = 0.0
         self.sent_rows = 0
         self.refused_rows = 0
@@ -155,6 +156,7 @@ class Flusher:
                     self._note_age(batch.lines[0])
                     await self._send(batch.lines)
                     self._journal.sent(batch)
+                    self._aside.clear()
             except StoreUnavailable as error:
                 self._failed(error.detail)
                 return False
@@ -190,15 +192,21 @@ class Flusher:
             self.sent_rows += len(lines)
 
     def _set_aside(self, line: bytes, error: RowsRefused) -> None:
+        if line in self._aside:  # the store went away before the rest of its batch was sent
+            return
         path = self._journal.directory / "refused.jsonl"
         _append_line(path, line)
+        self._aside.add(line)
         self.refused_rows += 1
         log.error("the database refuses a row for good, it is in %s: %s", path, error)
 
     def _note_age(self, line: bytes) -> None:
-        row = orjson.loads(line)
-        ended_us = row["started_at_us"] + (row["duration_us"] or 0)
-        self.oldest_unsent_s = max(0.0, self._clock.wall() - ended_us / 1e6)
+        try:
+            row = orjson.loads(line)
+            ended_us = row["started_at_us"] + (row["duration_us"] or 0)
+            self.oldest_unsent_s = max(0.0, self._clock.wall() - ended_us / 1e6)
+        except (ValueError, TypeError, KeyError, OverflowError):
+            pass  # damaged: the store says so, and it is set aside
 
     # --- what dead workers left -------------------------------------------------------------------
 
@@ -216,6 +224,7 @@ class Flusher:
                     break
                 await self._send(self._left)
                 self._left = None
+                self._aside.clear()
             del self._orphans[0]
             self._journal.bury(orphan)
             self.interrupted_rows += len(orphan.cut_off)
@@ -234,7 +243,11 @@ class Flusher:
 def _append_line(path: Path, line: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, line + b"\n")
+        size = os.fstat(fd).st_size
+        written = os.write(fd, line + b"\n")
+        if written != len(line) + 1:  # the disk took a part: take it back
+            os.ftruncate(fd, size)
+            raise OSError(f"{path}: {written} of {len(line) + 1} bytes written")
         os.fdatasync(fd)
     finally:
         os.close(fd)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import orjson
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from gateway.domain.errors import StoreUnavailable
 from gateway.ledger.flusher import Flusher
 from gateway.ledger.journal import Journal
-from gateway.ledger.store import RowsRefused
+from gateway.ledger.store import RowsRefused, Store
 from tests.unit.ledger.records import STARTED_US, opened, request
 
 
@@ -27,7 +29,10 @@ class MemoryLedger:
         await asyncio.sleep(0)
         if self.down:
             raise StoreUnavailable("The database does not answer.", detail="down")
-        rows = [orjson.loads(line) for line in lines]
+        try:
+            rows = [orjson.loads(line) for line in lines]
+        except orjson.JSONDecodeError as error:
+            raise RowsRefused("not a row") from error
         if any(row["alias"] == "poison" for row in rows):
             raise RowsRefused("violates check constraint")
         self.batches.append(len(rows))
@@ -129,6 +134,74 @@ async def test_a_row_refused_for_good_holds_up_nobody_and_does_not_vanish(journa
     assert flusher.refused_rows == 3
     aside = (tmp_path / "refused.jsonl").read_bytes().splitlines()
     assert [orjson.loads(line)["id"] for line in aside] == ["req_0", "req_63", "req_99"]
+
+
+@pytest.mark.parametrize("line", [b'{"id":"torn","started_at_us":17', b'{"id":"torn"}'])
+async def test_a_damaged_line_at_the_head_holds_up_nobody(tmp_path, line):
+    (tmp_path / "journal").mkdir()
+    journal = Journal(tmp_path / "journal", "0")
+    journal.close(request("torn"))
+    journal.close(request("whole"))
+    (path,) = (tmp_path / "journal").glob("*.jsonl")
+    torn, whole = path.read_bytes().splitlines()
+    path.write_bytes(line.ljust(len(torn)) + b"\n" + whole + b"\n")
+    store = await Store.connect(f"sqlite:///{tmp_path / 'ledger.db'}")
+    flusher = Flusher(journal, store)
+    assert await flusher.drain(30)
+    assert [row.id for row in await store.requests()] == ["whole"]
+    assert flusher.refused_rows == 1
+    await store.close()
+
+
+class Leaving(MemoryLedger):
+    """Goes away for a moment, at its nth batch."""
+
+    calls = 0
+
+    async def append(self, lines: list[bytes]) -> None:
+        self.calls += 1
+        if self.calls == 4:
+            raise StoreUnavailable("The database does not answer.", detail="down")
+        await super().append(lines)
+
+
+async def test_a_refused_row_is_set_aside_once(journal, tmp_path):
+    ledger = Leaving()
+    for n in range(4):
+        journal.close(request(f"req_{n}", alias="fast" if n else "poison"))
+    flusher = Flusher(journal, ledger)
+    assert await flusher.drain(30)
+    assert (len(ledger.rows), flusher.refused_rows) == (3, 1)
+    assert len((tmp_path / "refused.jsonl").read_bytes().splitlines()) == 1
+
+
+FULL = """
+import asyncio, resource, signal, sys
+from pathlib import Path
+from gateway.ledger.flusher import Flusher
+from gateway.ledger.journal import Journal
+from tests.unit.ledger.records import request
+from tests.unit.ledger.test_flusher import MemoryLedger
+journal = Journal(Path(sys.argv[1]), "0")
+journal.close(request("req_1", alias="poison"))
+path = Path(sys.argv[1]) / "refused.jsonl"
+path.write_bytes(b"before" * 9999 + b"\\n")
+size = path.stat().st_size
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, hard))  # as a disk nearly full
+flusher = Flusher(journal, MemoryLedger())
+assert not asyncio.run(flusher.drain(0.2))
+assert (path.stat().st_size, flusher.refused_rows, journal.unsent_rows) == (size, 0, 1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+assert asyncio.run(Flusher(journal, MemoryLedger()).drain(30))
+assert path.read_bytes()[size:].count(b"\\n") == 1
+"""
+
+
+def test_a_full_disk_takes_no_part_of_a_refused_row(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 async def test_the_dead_are_sent_by_the_living(tmp_path):
