@@ -53,15 +53,16 @@ Line = dict[str, Any]
 def _parsed(lines: Sequence[bytes]) -> Iterator[tuple[Line, bytes | None]]:
     """Each line and the JSON of its decision, which is half of it and need not become objects.
 
-    It is cut out by the keys before and behind it. Where such a key stands in the text of somebody
-    (a tag), what is left is no JSON, or has a decision still: then the line is parsed whole.
+    It is cut out by the keys before and behind it. Where the first stands more than once (a tag, or
+    within the decision), the line is parsed whole; where the other stands within, what is left is
+    no JSON, or has a decision still: then too.
     """
     cut: list[bytes] = []
     kept: list[bytes | None] = []
     for line in lines:
         start = line.find(_DECISION) + len(_DECISION)
         end = line.find(_BEHIND, start) if start >= len(_DECISION) else -1
-        if end < 0 or line.startswith(b"null", start):
+        if end < 0 or line.startswith(b"null", start) or line.find(_DECISION, start) >= 0:
             cut.append(line)
             kept.append(None)
         else:

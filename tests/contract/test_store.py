@@ -104,6 +104,8 @@ async def test_keys_of_the_line_in_peoples_own_words(store):
         request("both", tags={"decision": "x"}, decision=nested),
         request("none", tags=odd, decision=None),
         request("alias", alias=',"decision":null,"outcome":"ok"'),
+        request("order", tags={"app": "a", "decision": "foo", "outcome": "bar"}, decision=None),
+        request("order of both", tags={"a": "b", "decision": "c", "outcome": "d"}, decision=nested),
     ]
     await store.append(lines(*made))
     for record in made:
