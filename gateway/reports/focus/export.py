@@ -28,8 +28,9 @@ from gateway.ledger.hours import HOUR_US
 from gateway.ledger.store import Store, attempt_hours, corrections
 from gateway.reports.definition import Period, Unusable
 from gateway.reports.focus import rows as focus_rows
-from gateway.reports.focus.columns import VERSIONS, columns
+from gateway.reports.focus.columns import VERSIONS, Column, columns
 from gateway.reports.focus.rows import Maker, Row
+from gateway.reports.formats.as_text import defused
 from gateway.reports.kept import Kept
 from gateway.reports.meter_lines import Lines, Metered, meter_lines, one_by_one
 from gateway.reports.metered import Groups, Kind, Meters, Sum
@@ -114,7 +115,7 @@ async def export(
 
     Raises StoreUnavailable.
     """
-    names = [column.name for column in columns(wanted.version)]
+    shown = columns(wanted.version)
     digest = hashlib.sha256()
     text = header(wanted.version)
     digest.update(text.encode())
@@ -124,7 +125,7 @@ async def export(
         if wanted.version != VERSIONS[0]:
             focus_rows.allocate(made)
         _count(summary, made)
-        text = _lines([[row.get(name, "") for name in names] for row in made])
+        text = _lines([[_cell(row, column) for column in shown] for row in made])
         digest.update(text.encode())
         yield made, text
         progress()
@@ -269,16 +270,23 @@ def _count(summary: Summary, rows: Sequence[Row]) -> None:
 async def _booked(store: Store, wanted: Wanted) -> int:
     """What the ledger adds up to, with what rating runs corrected."""
     h, c = attempt_hours.c, corrections.c
+    counted = sa.true() if wanted.run is None else c.run <= wanted.run
     whole = 0
     for column, started, also in (
         (h.cost_nano_usd, h.hour_us, sa.true()),
-        (c.delta_nano_usd, c.request_started_at_us, c.run <= (wanted.run or 2**31 - 1)),
+        (c.delta_nano_usd, c.request_started_at_us, counted),
     ):
         query = sa.select(sa.func.coalesce(sa.func.sum(column), 0).label("nano")).where(also)
         since = started >= wanted.period.since_us, started < wanted.period.until_us
         (row,) = await store.select(query.where(*since))
         whole += int(row["nano"])
     return whole
+
+
+def _cell(row: Row, column: Column) -> str:
+    """Names are given by people, a service tier by vendors: none is to be run as a formula."""
+    text = row.get(column.name, "")
+    return defused(text) if column.type == "text" else text
 
 
 def _lines(rows: Sequence[Sequence[str]]) -> str:

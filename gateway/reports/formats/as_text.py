@@ -23,7 +23,7 @@ def csv_lines(columns: Iterable[Column], rows: Iterable[Row], *, head: bool = Tr
     text = io.StringIO()
     writer = csv.writer(text)
     if head:
-        writer.writerow([_defused(_heading(column)) for column in shown])
+        writer.writerow([defused(_heading(column)) for column in shown])
     for row in rows:
         writer.writerow([_cell(row.get(column.name), column) for column in shown])
     return text.getvalue()
@@ -49,10 +49,11 @@ def _cell(value: Any, column: Column) -> Any:
     said = exact(value, column.kind)
     if said is None:
         return ""
-    return _defused(said) if column.kind == "text" else said
+    return defused(said) if column.kind == "text" else said
 
 
-def _defused(text: str) -> str:
+def defused(text: str) -> str:
+    """So that a spreadsheet takes it for the text it is."""
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 

@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from gateway.domain.money import TOKEN_METERS
+from gateway.ledger.journal import _encode
 from gateway.ledger.store import Store, attempt_facts, corrections, request_facts
 from gateway.reports import definition as d
 from gateway.reports.focus.columns import SKU_METERS, columns
@@ -258,6 +259,25 @@ async def test_corrections_of_a_rating_run_are_rows_of_their_own(filled, records
     assert found["openai"]["x_RatingRun"] == "1"
     assert money(after) - money(before) == Decimal(777_001 - 123_457) / NANO == summary.corrected
     assert summary.agrees
+    as_booked, summary = await exported(filled, replace(MONTH, run=0))
+    assert (as_booked, summary.agrees, summary.corrected) == (before, True, 0)
+
+
+async def test_no_name_is_a_formula_to_a_spreadsheet(store):
+    odd = request("r", started_at_us=MONTH.period.since_us + 1, alias="@x", tags={"team": "=1+1"})
+    odd.route = "-1+cmd|' /C calc'!A0"
+    odd.attempts[0].service_tier = "+tier"
+    await store.append([_encode(odd)[:-1]])
+    rows, summary = await exported(store)
+    assert summary.agrees
+    assert rows
+    for row in rows:
+        assert row["x_Alias"] == "'@x"
+        assert row["x_Route"] == "'" + odd.route
+        assert row["x_ServiceTier"] == "'+tier"
+        assert row["SubAccountName"] == "'=1+1"
+        assert json.loads(row["Tags"]) == {"team": "=1+1"}
+        assert not any(row[c].startswith(("=", "+", "@", "\t", "\r")) for c in row)
 
 
 async def test_when_rows_are_gone_and_only_sums_are_kept_no_dollar_is(filled, records):
