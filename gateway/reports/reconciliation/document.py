@@ -82,6 +82,7 @@ def document(
         "by": export.length,
         "compared": result.compared,
         "lines_outside": result.outside,
+        "lines_equal": export.equal,
         "ours_usd": plain(result.ours_nano / NANO_PER_USD),
         "theirs_usd": None
         if result.theirs_nano is None
@@ -128,6 +129,11 @@ def _said(result: Result, export: Export, tolerance: Decimal, *, agrees: bool) -
         found.append(f"Their {theirs} is taken for {ours}; --model {theirs!r}=NAME says otherwise.")
     if result.outside:
         found.append(f"{result.outside:,} figures of the file lie outside the period.")
+    if export.equal:
+        found.append(
+            f"{export.equal:,} lines of the file are equal to one before them in every column; all"
+            " are counted. If it was put together from parts, see that none is in it twice."
+        )
     for meter, quantity in result.unstated.items():
         found.append(
             f"The file has no column for {meter.value}; the ledger has {quantity:,} of it."

@@ -1,8 +1,9 @@
 """A provider's usage or cost export, read whole: what it says of each model, meter and stretch.
 
 INVARIANTS
-- It is read to its end or not at all: what is not a number, a time or dollars, a line that is there
-  twice, a column that is missing ends it with file, line and column.
+- It is read to its end or not at all: what is not a number, a time or dollars, a numbered line that
+  is there twice, a column that is missing ends it with file, line and column.
+- Lines that are equal and have no number may both be meant: both count, and are told.
 - Quantities are whole numbers, money is Decimal to the digit it was written to; `slack` is how much
   their own rounding may hide.
 - A line of another meter than ours is kept under the provider's word for it.
@@ -72,7 +73,8 @@ Key = tuple[int, str, "Meter | str | None"]  # start of the stretch, model, mete
 class Export:
     """A file as read. `length` says what its stretches are: hours, days of the calendar, or days
     that begin at one hour of UTC; `ends` says of each that is there where it ends. `wide`: it has a
-    column per meter, so `says` are all the meters it can tell apart.
+    column per meter, so `says` are all the meters it can tell apart. `equal` lines are the same as
+    one before them in every column.
     """
 
     shape: str
@@ -83,6 +85,7 @@ class Export:
     ends: Mapping[int, int]
     says: frozenset[Meter]
     lines: int
+    equal: int = 0
 
     @property
     def since_us(self) -> int:
@@ -111,7 +114,7 @@ class Export:
 class _Line:
     """One line under its header, for who reads cells of it."""
 
-    __slots__ = ("_cells", "_columns", "number", "source")
+    __slots__ = ("_cells", "_columns", "equal", "number", "source")
 
     def __init__(
         self, source: str, number: int, columns: Mapping[str, int], cells: Sequence[str]
@@ -120,6 +123,7 @@ class _Line:
         self.number = number
         self._columns = columns
         self._cells = cells
+        self.equal = False
 
     def text(self, column: str) -> str:
         place = self._columns.get(column)
@@ -166,7 +170,7 @@ def read(
             raise Malformed(source, 1, "", "the file is empty; expected a CSV with a header line")
         places = _places(header, source)
         name, shape = _shape(places, header, source, columns)
-        lines = list(_lines(records, source, places, len(header)))
+        lines = list(_lines(records, source, places, len(header), shape.unique))
     except csv.Error as error:
         raise Malformed(source, records.line_num, "", f"no CSV: {error}") from None
     lines = [line for line in lines if _of_models(line, shape)]
@@ -184,7 +188,9 @@ def _places(header: Sequence[str], source: str) -> dict[str, int]:
     return found
 
 
-def _lines(records: Any, source: str, places: Mapping[str, int], width: int) -> Iterator[_Line]:
+def _lines(
+    records: Any, source: str, places: Mapping[str, int], width: int, unique: str
+) -> Iterator[_Line]:
     seen: dict[tuple[str, ...], int] = {}
     for cells in records:
         number = records.line_num
@@ -196,10 +202,12 @@ def _lines(records: Any, source: str, places: Mapping[str, int], width: int) -> 
             wrong = f"{len(cells)} cells; the header has {width}"
             raise Malformed(source, number, "", wrong)
         first = seen.setdefault(tuple(cells), number)
-        if first != number:
+        line = _Line(source, number, places, cells)
+        line.equal = first != number
+        if line.equal and line.text(unique):
             wrong = f"the same as line {first}; is the export there twice?"
-            raise Malformed(source, number, "", wrong)
-        yield _Line(source, number, places, cells)
+            raise line.wrong(unique, wrong)
+        yield line
 
 
 def _of_models(line: _Line, shape: Shape) -> bool:
@@ -304,6 +312,7 @@ def _folded(name: str, shape: Shape, lines: Sequence[_Line], zone: str) -> Expor
         ends=ends,
         says=says,
         lines=len(lines),
+        equal=sum(line.equal for line in lines),
     )
 
 

@@ -25,7 +25,8 @@ class Shape:
     in `within` has its count in another's too, which is the rest. `words` says what a meter's words
     mean beyond the common ones. `parts` splits one column into model and meter; its quantities are
     in thousands where `thousands`. `only`: a column and what it must say; other lines are not of
-    models and are passed over.
+    models and are passed over. `unique` numbers lines: where it is there, two that are equal are
+    one that is there twice.
     """
 
     about: str
@@ -41,6 +42,7 @@ class Shape:
     parts: str = ""
     thousands: bool = False
     only: tuple[str, str] | None = None
+    unique: str = ""
 
     @property
     def says(self) -> frozenset[Meter]:
@@ -117,6 +119,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
         currency="line_item_currency_code",
         thousands=True,
         only=("line_item_product_code", "AmazonBedrock"),
+        unique="identity_line_item_id",
     ),
     "focus": Shape(
         about="FOCUS cost and usage",

@@ -390,6 +390,23 @@ def test_names_of_models():
 
 HEAD = "usage_date_utc,model,token_type,cost_usd,currency\n"
 GOOD = "2026-11-01,Sonnet X,output,1.00,USD\n"
+CUR = (
+    "identity/LineItemId,lineItem/UsageStartDate,lineItem/UsageType,lineItem/UsageAmount,"
+    "lineItem/UnblendedCost,lineItem/CurrencyCode,lineItem/ProductCode\n"
+)
+CUR_LINE = "abc,2026-11-01T00:00:00Z,USE1-Claude4.6Opus-input-tokens,1,0.5,USD,AmazonBedrock\n"
+
+
+def test_lines_that_are_equal_and_have_no_number_all_count():
+    export = read(HEAD + GOOD * 3 + GOOD.replace("output", "input"), "x.csv")
+    assert (export.lines, export.equal) == (4, 2)
+    (output,) = (said for (_, _, meter), said in export.said.items() if meter is Meter.OUTPUT)
+    assert (output.nano, output.lines) == (3 * 10**9, [2, 3, 4])
+    other = CUR_LINE.replace("abc", "abd")
+    numbered = read(CUR + CUR_LINE + other, "x.csv")
+    assert (numbered.lines, numbered.equal) == (2, 0)
+    unnumbered = read((CUR + CUR_LINE * 2).replace("identity/LineItemId", "other"), "x.csv")
+    assert (unnumbered.lines, unnumbered.equal) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -400,7 +417,7 @@ GOOD = "2026-11-01,Sonnet X,output,1.00,USD\n"
         ("a,b\n1,2\n", r"x\.csv:1: the header is of no export known here. Nearest is"),
         ("usage_date_utc,model,token_type\n", r"Nearest is anthropic-cost .*which also has cost_usd"),
         ("time,time\n1,2\n", r"x\.csv:1:time: this column is there twice"),
-        (HEAD + GOOD + GOOD, r"x\.csv:3: the same as line 2"),
+        (CUR + CUR_LINE + CUR_LINE, r"x\.csv:3:identity_line_item_id: the same as line 2"),
         (HEAD + "2026-11-01,Sonnet X,output\n", r"x\.csv:2: 3 cells; the header has 5"),
         (HEAD + "2026-11-01,Sonnet X,output,\"1,00\",USD\n", r"x\.csv:2:cost_usd: '1,00' is not a number"),
         (HEAD + "2026-11-01,Sonnet X,output,$1,USD\n", r"x\.csv:2:cost_usd: '\$1' is not a number"),
