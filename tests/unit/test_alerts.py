@@ -125,8 +125,10 @@ async def test_an_event_is_posted_signed_and_counted() -> None:
         == {
             "event": "budget.share_reached",
             "id": found["id"],
-            "text": "Budget team-month: team search has passed 80 % of $500.00 this month: "
-            "$401.20 used (80.2 %).",
+            "text": (
+                "Budget team-month: team search has passed 80 % of $500.00 this month: $401.20 "
+                "used (80.2 %)."
+            ),
             "at": "2026-11-01T23:00:00Z",
             "gateway": "node-1",
             "limit": "team-month",
@@ -204,8 +206,10 @@ TOKENS = Limit(name="app-day", per="app", unit=Unit.TOKENS, amount=2_000_000, pe
         ),
         (
             Alert(Event.SHARE, TOKENS, "chat", 0.9, 1_800_000, *NOVEMBER),
-            "Limit app-day: app chat has passed 90 % of 2,000,000 tokens this day: 1,800,000 tokens "
-            "used (90.0 %).",
+            (
+                "Limit app-day: app chat has passed 90 % of 2,000,000 tokens this day: 1,800,000 "
+                "tokens used (90.0 %)."
+            ),
         ),
     ],
 )

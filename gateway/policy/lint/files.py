@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 
 from gateway.domain.catalog import StandIn, Target
@@ -120,26 +121,29 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _too_small(limit: Limit, subject: Subject) -> Iterator[tuple[str, str, str]]:
-    """Limits in which one request does not fit."""
+    """Limits in which one request does not fit, or only one that says how long its answer is."""
     held = limit.hold_output_tokens
-    if limit.unit is Unit.TOKENS and held >= limit.amount:
-        yield (
-            ERROR,
-            f"no request fits: {held} tokens are held for its output alone, of {limit.amount}",
-            "raise it, or lower hold_output_tokens",
-        )
+    if limit.unit is Unit.TOKENS and limit.amount < 2:
+        each = "a prompt and an output of one token each"
+        yield (ERROR, f"no request fits: {each} are more than {limit.amount}", "raise it")
+    elif limit.unit is Unit.TOKENS and held >= limit.amount:
+        yield _capped(limit.amount - 1, f"{held:,} tokens are", f"{limit.amount:,}")
     if limit.unit is not Unit.USD:
         return
     aliases = counted(limit, subject.catalog)
-    # What is held is what the dearest target of the alias could cost.
-    least = [max((_holds(t, held, subject) for t in a.targets), default=0) for a in aliases]
-    if least and min(least) > limit.amount:
-        held_usd, all_of_it = usd(min(least)), usd(limit.amount)
-        yield (
-            ERROR,
-            f"no request fits: ${held_usd} is held for its output alone, of ${all_of_it}",
-            "raise it, or lower hold_output_tokens",
-        )
+
+    def least(output: int) -> int:
+        """Of the cheapest alias; what is held is what the dearest of its targets could cost."""
+        holds = (max((_holds(t, output, subject) for t in a.targets), default=0) for a in aliases)
+        return min(holds, default=0)
+
+    if least(held) > limit.amount:
+        fits = bisect_right(range(held), limit.amount, key=least) - 1
+        if fits >= 1:
+            yield _capped(fits, f"${usd(least(held))} is", f"${usd(limit.amount)}")
+            return
+        one = f"${usd(least(1))} is held for one token of output alone, of ${usd(limit.amount)}"
+        yield (ERROR, f"no request fits: {one}", "raise it")
         return
     targets = {target for alias in aliases for target in alias.targets}
     most, dearest = max(
@@ -152,6 +156,17 @@ def _too_small(limit: Limit, subject: Subject) -> Iterator[tuple[str, str, str]]
             f"one request may want more than all of it: the longest for {dearest} costs {price}",
             "such requests are refused; raise it if that is not meant",
         )
+
+
+def _capped(fits: int, held: str, amount: str) -> tuple[str, str, str]:
+    return (
+        WARNING,
+        (
+            f"only requests that name max_tokens of at most {fits:,} can fit: for all others "
+            f"{held} held for their output alone, of {amount}"
+        ),
+        "raise it, or lower hold_output_tokens",
+    )
 
 
 def _holds(target: Target, output: int, subject: Subject, *, longest: bool = False) -> int:

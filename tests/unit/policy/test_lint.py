@@ -465,19 +465,31 @@ def test_a_budget_that_one_request_exceeds():
     assert extra(limits=edited(LIMITS, '"50"', '"0.25"')) == []
 
 
-def test_a_budget_that_no_request_fits():
+def test_a_budget_that_only_requests_with_their_own_cap_fit():
     """What is held is the dearest target's: 4,096 tokens at 10 dollars a million."""
     chat = edited(LIMITS, "per: team", "per: team\n    match: {alias: [chat]}")
     assert extra(limits=edited(chat, '"50"', '"0.04"')) == [
-        "limits.yaml:6:10: limits[0].usd: no request fits: $0.04096 is held for its output alone, of $0.04; raise it, or lower hold_output_tokens"
+        "limits.yaml:6:10: warning: limits[0].usd: only requests that name max_tokens of at most 4,000 can fit: for all others $0.04096 is held for their output alone, of $0.04; raise it, or lower hold_output_tokens"
     ]
-    assert "no request fits" not in "".join(extra(limits=edited(chat, '"50"', '"0.05"')))
+    assert "can fit" not in "".join(extra(limits=edited(chat, '"50"', '"0.05"')))
+
+
+def test_a_budget_that_no_request_fits():
+    assert extra(limits=edited(ONLY_CHAT, '"50"', '"0.000009"')) == [
+        "limits.yaml:6:10: limits[0].usd: no request fits: $0.00001 is held for one token of output alone, of $0.000009; raise it"
+    ]
+    assert extra(limits=edited(ONLY_CHAT, '"50"', '"0.00001"'))[0].startswith(
+        "limits.yaml:6:10: warning: limits[0].usd: only requests that name max_tokens of at most 1 can"
+    )
 
 
 def test_tokens_that_no_answer_fits():
     tokens = edited(LIMITS, 'usd: "50"', "tokens: 4096")
     assert extra(limits=tokens) == [
-        "limits.yaml:5:13: limits[0].tokens: no request fits: 4096 tokens are held for its output alone, of 4096; raise it, or lower hold_output_tokens"
+        "limits.yaml:5:13: warning: limits[0].tokens: only requests that name max_tokens of at most 4,095 can fit: for all others 4,096 tokens are held for their output alone, of 4,096; raise it, or lower hold_output_tokens"
+    ]
+    assert extra(limits=edited(tokens, "4096", "1")) == [
+        "limits.yaml:5:13: limits[0].tokens: no request fits: a prompt and an output of one token each are more than 1; raise it"
     ]
     assert extra(limits=edited(tokens, "4096", "4097")) == []
 
