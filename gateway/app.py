@@ -27,7 +27,7 @@ from gateway.backends.http_fast import FastHttpClient
 from gateway.backends.openai_http import ClientFactory, OpenAIHttpWire
 from gateway.bundle import Bundle, load, read_folder
 from gateway.classify import Classifier, Pool
-from gateway.dispatch import Dispatch, Rules
+from gateway.dispatch import Dispatch, Rules, used_by
 from gateway.domain.catalog import Backend, Catalog
 from gateway.fleet.canary import Canaries
 from gateway.fleet.observed import Fleet
@@ -222,6 +222,7 @@ async def worker(settings: Settings, *, name: str = "0") -> AsyncIterator[Worker
         stack.push_async_callback(flusher.drain, FLUSH_S_MAX)
         state = await stack.enter_async_context(_state(settings, clock, name))
         flusher.on_cut_off = state.gate.cut_off
+        flusher.on_ended = lambda record: state.gate.cut_off(record.id, used_by(record))
         wires = _Wires(settings)
         stack.push_async_callback(wires.aclose)
         tasks = TaskOwner("worker")

@@ -754,22 +754,13 @@ class Dispatch:
 
     def _settle_hold(self, trip: Trip) -> None:
         """Turn what was held into what was used; nothing sent, nothing used."""
-        admission, record = trip.admission, trip.record
+        admission = trip.admission
         if admission.hold is None:
             return
         if not trip.attempts:
             self.gate.release(admission)
             return
-        # What failed before it said anything nobody bills; without a price at least the hold counts.
-        nano_usd = record.cost_nano_usd if record.priced else None
-        self.gate.settle(
-            admission,
-            Used(
-                tokens=sum([attempt.tokens for attempt in record.attempts]),
-                nano_usd=nano_usd if record.usage_source != "none" else 0,
-                nano_known=record.cost_nano_usd or 0,
-            ),
-        )
+        self.gate.settle(admission, used_by(trip.record))
 
     def _judge_canary(self, trip: Trip, outcome: Outcome) -> None:
         route, record = trip.route, trip.record
@@ -803,6 +794,19 @@ class _RaceLost(Exception):
 
 
 # --- pure steps ---------------------------------------------------------------------------------
+
+
+def used_by(record: RequestRecord) -> Used:
+    """What a request that ended counts against its limits.
+
+    What failed before it said anything nobody bills; without a price at least the hold counts.
+    """
+    nano_usd = record.cost_nano_usd if record.priced else None
+    return Used(
+        tokens=sum([attempt.tokens for attempt in record.attempts]),
+        nano_usd=nano_usd if record.usage_source != "none" else 0,
+        nano_known=record.cost_nano_usd or 0,
+    )
 
 
 def shadow_of(decision: Decision, backend: str) -> Candidate | None:

@@ -20,7 +20,8 @@ from typing import Protocol
 import orjson
 
 from gateway.domain.errors import StoreUnavailable
-from gateway.ledger.journal import Journal, Orphan
+from gateway.domain.outcome import RequestRecord
+from gateway.ledger.journal import Journal, Orphan, ended
 from gateway.ledger.store import RowsRefused
 from gateway.runtime import Clock, SystemClock, TaskOwner
 
@@ -43,14 +44,15 @@ class Ledger(Protocol):
     async def compact(self) -> int: ...
 
 
-def _nobody(request_id: str) -> None:
+def _nobody(_: object) -> None:
     """Until somebody wants to know."""
 
 
 class Flusher:
     """Sends what one journal holds, and what dead workers left beside it.
 
-    `on_cut_off` hears the id of each request that a dead worker had under way.
+    `on_cut_off` hears the id of each request that a dead worker had under way, `on_ended` the
+    record of each that had ended and that its journal still has: perhaps it was never settled.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Flusher:
         self.oldest_unsent_s = 0.0
         self.failing: str | None = None
         self.on_cut_off: Callable[[str], None] = _nobody
+        self.on_ended: Callable[[RequestRecord], None] = _nobody
 
     @property
     def unsent_rows(self) -> int:
@@ -223,6 +226,8 @@ class Flusher:
                 if self._left is None:
                     break
                 await self._send(self._left)
+                for record in await asyncio.to_thread(ended, self._left):
+                    self.on_ended(record)
                 self._left = None
                 self._aside.clear()
             del self._orphans[0]

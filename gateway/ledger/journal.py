@@ -34,7 +34,7 @@ from typing import Any
 import orjson
 
 from gateway.domain.errors import StoreUnavailable
-from gateway.domain.outcome import AttemptRecord, RequestRecord
+from gateway.domain.outcome import AttemptRecord, Outcome, RequestRecord
 
 log = logging.getLogger("weighbridge.journal")
 
@@ -330,12 +330,11 @@ class Orphan:
                     yield rows
                     rows = []
         for found in opened.values():
-            row = _interrupted(found)
-            if row is None:
+            if (record := _record(found)) is None:
                 self.damaged += 1
                 continue
-            self.cut_off.append(found["id"])
-            rows.append(row)
+            self.cut_off.append(record.id)
+            rows.append(_encode(record)[:-1])
         for start in range(0, len(rows), rows_max):
             yield rows[start : start + rows_max]
 
@@ -397,19 +396,21 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and isinstance(found.get("id"), str) else None
 
 
-def _interrupted(found: dict[str, Any]) -> bytes | None:
-    """The row of a request that was running when its worker died: the records' defaults say so."""
+def ended(rows: list[bytes]) -> list[RequestRecord]:
+    """Of an orphan's rows, the requests that had ended after an attempt was made."""
+    made = (_record(found) for row in rows if (found := _parse(row)) is not None)
+    return [r for r in made if r and r.attempts and r.outcome != Outcome.INTERRUPTED.value]
+
+
+def _record(found: dict[str, Any]) -> RequestRecord | None:
+    """Of a line; of one that never had a final one, the records' defaults say `interrupted`."""
     try:
         attempts = [
             AttemptRecord(**{name: a[name] for name in _ATTEMPT_FIELDS & a.keys()})
             for a in found["attempts"]
         ]
-        record = RequestRecord(
-            **{name: found[name] for name in _REQUEST_FIELDS & found.keys()},
-            attempts=attempts,
-            attempt_count=len(attempts),
-        )
-        return _encode(record)[:-1]
+        told = {name: found[name] for name in _REQUEST_FIELDS & found.keys()}
+        return RequestRecord(**told | {"attempts": attempts, "attempt_count": len(attempts)})
     except (TypeError, KeyError, AttributeError):
         return None
 

@@ -7,8 +7,8 @@ INVARIANTS
 - With the store up, what was committed never exceeds a limit, whatever the concurrency (I-4),
   except by what a request used beyond its hold (I-5), which is counted.
 - All limits of a request are held or none is.
-- A hold that nobody settles ends by itself: a dead worker leaks nothing. What it had under way is
-  counted at its hold once its journal is read (`cut_off`): the vendor bills what it was asked.
+- A hold that nobody settles ends by itself: a dead worker leaks nothing. Once its journal is read,
+  what had ended is counted at what it used, what was under way at its hold (`cut_off`).
 - Settled once, however often it is told; also after the hold has ended; to the period of the hold.
 """
 
@@ -121,8 +121,8 @@ class Gate(Protocol):
         """The answer of `begin` will not be heard: give back what is or will be held for it."""
         ...
 
-    def cut_off(self, request_id: str) -> None:
-        """Its worker died while a backend worked on it: what was held is what was used."""
+    def cut_off(self, request_id: str, used: Used | None = None) -> None:
+        """Its worker died. If it had not told what was used, this was; of None, what was held."""
         ...
 
     async def resets(self, limits: Sequence[Limit]) -> list[Alert]:
@@ -212,7 +212,7 @@ class Unlimited:
 
     def abandon(self, request_id: str) -> None: ...
 
-    def cut_off(self, request_id: str) -> None: ...
+    def cut_off(self, request_id: str, used: Used | None = None) -> None: ...
 
     async def resets(self, limits: Sequence[Limit]) -> list[Alert]:  # noqa: ARG002
         return []

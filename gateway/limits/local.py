@@ -241,7 +241,7 @@ class LocalGate:
         if hold is not None:
             self._end(request_id, hold, [0] * len(hold.items))
 
-    def cut_off(self, request_id: str) -> None:
+    def cut_off(self, request_id: str, used: Used | None = None) -> None:
         """Of a worker that died: what it held is in what was kept, or is lost with it."""
 
     async def resets(self, limits: Sequence[Limit]) -> list[Alert]:

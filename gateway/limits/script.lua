@@ -6,7 +6,7 @@
 --                (mode, amount, route, span, start_ms, thresholds, ask, seen) each
 --           -> now_ms, OK | REFUSED | CLOCK, (taken, wait_ms, told, used, slice) each
 --   settle  KEYS leases, hold, a counter each; without counters all of the hold is given back,
---           or, 'cut', all of it was used
+--           or, 'cut', was used: all of it, or what ARGV tokens, nano-USD, known nano-USD say
 --           ARGV 'settle', id, 'held' | 'own' | 'cut', (mode, span, slice, used, thresholds) each
 --           -> now_ms, (used, told, beyond) each
 --   resets  KEYS leases; ARGV 'resets'
@@ -225,18 +225,24 @@ local function begin()
   return reply
 end
 
--- The request was under way when its worker died, and the vendor bills it: all that was held counts,
--- but for permits. Also where its lease was over before anybody read the journal.
+-- What its dead worker's journal says a request used of a counter: ARGV tokens, nano-USD, and of those
+-- what is known; '' where that is not told, then all that was held counts.
+local function journalled(key, held)
+  local unit, told, least = string.match(key, ':n:[^:]*:([^:]*):'), nil, 0
+  if unit == 'tokens' then told = ARGV[4] end
+  if unit == 'usd' then told, least = ARGV[5], tonumber(ARGV[6]) or 0 end
+  return tonumber(told or '') or math.max(held, least)
+end
+
+-- The worker died before it told what the request used. Permits are free again. Also where the lease
+-- was over before anybody read the journal.
 local function cut(packed)
   local ended = string.sub(packed, 1, 1) == ENDED
   for _, item in ipairs(cmsgpack.unpack(ended and string.sub(packed, 2) or packed)) do
     local key, mode, span, slice, held = unpack(item)
-    if mode == 'p' then
-      if not ended then correct(key, mode, span, slice, -held) end
-    else
-      if ended then correct(key, mode, span, slice, held) end
-      if mode == 'c' and held > 0 then use(key, span, held, '') end
-    end
+    local used = mode == 'p' and 0 or journalled(key, held)
+    correct(key, mode, span, slice, used - (ended and 0 or held))
+    if mode == 'c' and used > 0 then use(key, span, used, '') end
   end
   redis.call('DEL', hold)
   redis.call('ZREM', leases, id)

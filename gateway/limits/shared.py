@@ -277,9 +277,13 @@ class RedisGate:
         """Give back what is or will be held for this request. Commands keep their order."""
         self.tell(_Telling(self, request_id, "held"))
 
-    def cut_off(self, request_id: str) -> None:
-        """Its worker died while a backend worked on it: what was held is what was used."""
-        self.tell(_Telling(self, request_id, "cut"))
+    def cut_off(self, request_id: str, used: Used | None = None) -> None:
+        """Its worker died, perhaps before it settled; with None, before it knew what was used."""
+        args: list[str | bytes | int] = []
+        if used is not None:
+            nano = "" if used.nano_usd is None else min(used.nano_usd, FIGURE_MAX)
+            args = [min(used.tokens, FIGURE_MAX), nano, min(used.nano_known, FIGURE_MAX)]
+        self.tell(_Telling(self, request_id, "cut", args=args))
 
     async def resets(self, limits: Sequence[Limit]) -> list[Alert]:
         """Those of `limits` that were exhausted and have started anew since: told once, by one."""
@@ -408,10 +412,12 @@ class RedisGate:
             self.keep(telling)
 
     def keep(self, telling: _Telling) -> None:
-        """For later; the oldest give way."""
+        """For later; the oldest give way, but to nobody's of a dead worker: most had been told."""
         if len(self._unsent) >= UNSENT_MAX:
-            self._unsent.popleft()
             self.lost += 1
+            if telling.how == "cut":
+                return
+            self._unsent.popleft()
         self._unsent.append(telling)
 
     def _ready(self) -> None:

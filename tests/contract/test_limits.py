@@ -440,11 +440,44 @@ async def test_what_a_dead_worker_had_under_way_counts_at_its_hold(
         assert [await shared.left(of) for of, _ in asks] == [1000, 100, 5, 2, 100]
     for _ in range(2):
         shared.gate.cut_off("r1")
-    shared.gate.cut_off("nobody's")
+    shared.gate.cut_off("nobody's", used(7))
     assert await shared.left(BUDGET) == (600 if late else 550)
     assert [await shared.left(of) for of, _ in asks[1:]] == [60, 4, 2, 60]
     await spend(shared, replace(BUDGET, alert_shares=(0.4,)), 1)
     assert shared.told() == [(Event.SHARE, "k", 0.4, 401)]  # it is used, not held
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    ("by", "counted"),
+    [
+        (Used(tokens=7, nano_usd=333), (333, 7)),
+        (Used(tokens=7, nano_usd=0), (0, 7)),
+        (Used(tokens=7, nano_usd=None, nano_known=3), (400, 7)),
+        (Used(tokens=7, nano_usd=None, nano_known=500), (500, 7)),
+        (Used(tokens=7, nano_usd=10**20), (2**53 - 1, 7)),
+    ],
+)
+async def test_what_a_dead_worker_had_not_settled_counts_at_what_its_journal_says(
+    shared: Place, by: Used, counted: tuple[int, int], late: bool
+) -> None:
+    asks = (BUDGET, 400), (TOKENS, 40), (AT_ONCE, 1)
+    await shared.begin(*asks)
+    if late:
+        shared.wait(LEASE_S + 1)
+        await shared.left(BUDGET)
+    for _ in range(2):
+        shared.gate.cut_off("r1", by)
+    assert await shared.left(BUDGET) == 1000 - counted[0]
+    if not late:
+        assert [await shared.left(TOKENS), await shared.left(AT_ONCE)] == [100 - counted[1], 2]
+
+
+async def test_what_was_settled_is_not_counted_again_by_its_journal(shared: Place) -> None:
+    admission = await shared.begin((BUDGET, 400))
+    shared.gate.settle(admission, Used(tokens=1, nano_usd=300))
+    shared.gate.cut_off("r1", Used(tokens=1, nano_usd=300))
+    assert await shared.left(BUDGET) == 700
 
 
 async def test_a_counter_of_before_used_amounts_were_noted_counts_as_used(shared: Place) -> None:

@@ -247,3 +247,20 @@ async def test_sums_are_merged_now_and_then_whatever_happens(journal):
     flusher.start()
     await until(lambda: ledger.compacted >= 3)
     assert await flusher.drain(5)
+
+
+async def test_what_a_dead_worker_had_ended_is_told_as_it_was_written(tmp_path):
+    """It may have died before it settled: its limits are told again, of nothing that never ran."""
+    dead = Journal(tmp_path, "0")
+    dead.open(opened("cut"))
+    dead.close(request("r1", cost_nano_usd=7))
+    dead.close(request("refused", attempts=[]))
+    dead.stop()
+    flusher = Flusher(Journal(tmp_path, "1"), MemoryLedger(), interval_s=0.01)
+    ended, cut = [], []
+    flusher.on_ended, flusher.on_cut_off = ended.append, cut.append
+    flusher.start()
+    await until(lambda: cut)
+    await flusher.drain(5)
+    assert cut == ["cut"]
+    assert ended == [request("r1", cost_nano_usd=7)]
