@@ -378,12 +378,17 @@ class _Work:
         }
 
     async def _charge(self, target: Target, row: Row) -> tuple[str, int]:
+        """Raises Unpriced."""
         at_us = row["request_started_at_us"]
         dated = self._book.row(target, at_us)
         if dated is None:
             raise Unpriced(f"the book has no price of {target} at that time")
         region = await self._where.region(row["policy_digest"], target.backend)
-        return charge(dated.at(at_us, region), metered(row))
+        try:
+            usage = metered(row)
+        except ValueError as error:  # a newer version, in the same database, knows more meters
+            raise Unpriced(f"it metered what this version does not know: {error}") from None
+        return charge(dated.at(at_us, region), usage)
 
 
 class _Where:

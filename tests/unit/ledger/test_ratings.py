@@ -18,7 +18,14 @@ from gateway.domain.rating import metered, quantities
 from gateway.ledger import ratings
 from gateway.ledger.prices import PriceBook, load_prices
 from gateway.ledger.ratings import By, Sums, Wanted
-from gateway.ledger.store import Store, attempts, corrections, rating_runs, requests
+from gateway.ledger.store import (
+    Store,
+    attempt_facts,
+    attempts,
+    corrections,
+    rating_runs,
+    requests,
+)
 from tests.unit.ledger.audited import PRICES, SPACING_US, START_US, put_bundle, records, write
 
 pytest_plugins = ("tests.servers",)
@@ -302,3 +309,27 @@ def test_sums_add_up_by_name():
         Target("b", "m"): Sums(stood=1),
     }
     assert (made.total().attempts, made.total().stood, made.total().delta) == (1, 3, 2)
+
+
+async def test_what_a_newer_version_metered_ends_no_run(store):
+    asked = by(b('"2.4"'))
+    known = (await ratings.rerate(store, ALL, asked)).total()
+    (row, *_) = await store.select(
+        sa.select(attempts).where(attempts.c.backend == "b", attempts.c.cost_nano_usd > 0).limit(1)
+    )
+    async with store.turn() as connection:
+        await connection.execute(
+            sa.update(attempt_facts)
+            .where(
+                attempt_facts.c.request_id == row["request_id"],
+                attempt_facts.c.number == row["number"],
+            )
+            .values(other_meters={"holograms": 3})
+        )
+    made = await ratings.rerate(store, ALL, asked)
+    total = made.total()
+    assert (total.attempts, total.lost) == (known.attempts, known.lost + 1)
+    assert total.corrected == known.corrected - 1
+    (lost,) = (one for one in made.lost if one.request_id == row["request_id"])
+    assert "holograms" in lost.why
+    assert (await apply(store, asked)).total().corrected == total.corrected
