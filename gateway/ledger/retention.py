@@ -12,6 +12,7 @@ INVARIANTS
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -48,8 +49,6 @@ def due(
     connection: Connection, *, now_us: int, rows_months: int | None, decisions_days: int | None
 ) -> Due:
     """Look what is due. `rows_months` complete months are kept beside the present one."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))  # it counts whole months
     rows_before = decisions_before = None
     months: dict[Month, int] = {}
     if rows_months is not None:
@@ -61,9 +60,7 @@ def due(
     if decisions_days is not None:
         decisions_before = now_us // DAY_US * DAY_US - decisions_days * DAY_US
         since = max(emptied_us(connection), rows_before or 0)
-        old = sa.and_(_started >= since, _started < decisions_before, _decided)
-        count = sa.select(sa.func.count()).select_from(request_facts).where(old)
-        decisions = int(connection.execute(count).scalar_one())
+        decisions = sum(n for _, n in _days(connection, since, decisions_before, _decided))
     return Due(
         rows_before_us=rows_before,
         decisions_before_us=decisions_before,
@@ -73,19 +70,30 @@ def due(
 
 
 def _months(connection: Connection, before_us: int) -> dict[Month, int]:
-    """The months with rows, before an instant; one look at an index for each."""
+    """The months with rows, before an instant that begins one."""
     found: dict[Month, int] = {}
-    after = begin_us(FIRST)
+    for day_us, rows in _days(connection, begin_us(FIRST), before_us):
+        month = month_of(day_us)
+        found[month] = found.get(month, 0) + rows
+    return found
+
+
+def _days(
+    connection: Connection, since_us: int, until_us: int, *which: sa.ColumnElement[bool]
+) -> Iterator[tuple[int, int]]:
+    """The days with rows and how many of these are such. A statement for each: a month in one
+    could take longer than a statement may, and the driver's patience is not ours to stretch."""
+    after = since_us
     while True:
-        within = sa.and_(_started >= after, _started < before_us)
+        within = sa.and_(_started >= after, _started < until_us)
         first = connection.execute(sa.select(sa.func.min(_started)).where(within)).scalar()
         if first is None:
-            return found
-        month = month_of(first)
-        after = begin_us(following(month))
-        count = sa.select(sa.func.count()).select_from(request_facts)
-        of_month = count.where(_started >= begin_us(month), _started < after)
-        found[month] = int(connection.execute(of_month).scalar_one())
+            return
+        day_us = first // DAY_US * DAY_US
+        after = min(day_us + DAY_US, until_us)
+        of_day = sa.select(sa.func.count()).where(_started >= first, _started < after, *which)
+        count = of_day.select_from(request_facts)
+        yield day_us, int(connection.execute(count).scalar_one())
 
 
 def emptied_us(connection: Connection) -> int:

@@ -167,6 +167,22 @@ async def test_a_rebuild_waits_for_the_note_of_what_goes(postgres_url):
     await store.close()
 
 
+async def test_no_statement_counts_more_than_a_day(store):
+    """A month of rows may take longer to count than a statement may take."""
+    spans = []
+
+    def look(_connection, _cursor, statement, parameters, *_):
+        if "count(" in statement:
+            since, until, *_ = parameters
+            spans.append(until - since)
+
+    sa.event.listen(store._engine.sync_engine, "before_cursor_execute", look)
+    due = await store.due(now_us=NOW_US, rows_months=1, decisions_days=10)
+    assert (due.requests, due.decisions) == (33, 21)
+    assert len(spans) > 33
+    assert max(spans) <= retention.DAY_US
+
+
 async def test_decisions_are_noted_before_they_go(store):
     due = await store.due(now_us=NOW_US, rows_months=None, decisions_days=30)
     async with store._begin() as connection:  # the first steps, and no more
