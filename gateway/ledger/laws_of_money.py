@@ -111,7 +111,7 @@ def _known(case: Case) -> str | None:
 def _dated(case: Case) -> str | None:
     for attempt in case.attempts:
         # Rates that the book has never heard of are for the law above.
-        if _rates(case, attempt) is None or not _weighable(attempt):
+        if _rates(case, attempt) is None or not weighable(attempt):
             continue
         due = _due(case, attempt)
         if due != attempt["rates_id"]:
@@ -121,17 +121,15 @@ def _dated(case: Case) -> str | None:
 
 def _rated(case: Case) -> str | None:
     for attempt in case.attempts:
-        if not _weighable(attempt):
+        if not weighable(attempt):
             continue
         rates, booked = _rates(case, attempt), attempt["cost_nano_usd"]
         if booked is None:
             if attempt["rates_id"] is None and _due(case, attempt) is not None:
                 return f"attempt {attempt['number']}: no cost, but there was a price"
         elif rates is not None:
-            # What its id names, and nothing else: whether it was in force is another law's.
-            plain = rates if rates.marginal else replace(rates, tiers=())
             try:
-                due = rate(plain, quantities(metered(attempt))).nano
+                due = made_of(attempt, rates)
             except Unpriced as error:
                 return f"attempt {attempt['number']}: {booked} nano-USD, but {error}"
             if due != booked:
@@ -151,11 +149,18 @@ LAWS: Final = (
 )  # fmt: skip
 
 
+def made_of(attempt: Row, rates: Rates) -> int:
+    """What was metered costs at the rates that an id names, and nothing else: whether they were
+    in force is not asked. Nano-USD. Raises Unpriced."""
+    plain = rates if rates.marginal else replace(rates, tiers=())
+    return rate(plain, quantities(metered(attempt))).nano
+
+
 def _said(row: Row) -> bool:
     return any(row[name] for name in TOKENS) or bool(row.get("other_meters"))
 
 
-def _weighable(attempt: Row) -> bool:
+def weighable(attempt: Row) -> bool:
     """Whether its usage is one that can be."""
     if attempt["usage_source"] == "none":
         return False

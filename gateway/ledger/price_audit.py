@@ -14,8 +14,12 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from gateway.domain.catalog import Target
+from gateway.domain.money import Rates, Unpriced
 from gateway.ledger import known_prices
+from gateway.ledger.case import TOKENS
 from gateway.ledger.known_prices import Statement, Subject
+from gateway.ledger.laws_of_money import made_of, weighable
 from gateway.ledger.prices import FREE, Dated, PriceBook
 from gateway.ledger.store import Store, attempts, corrections, rating_runs
 from gateway.ledger.versions import Versions
@@ -28,6 +32,10 @@ LAWS: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "corrections_sum": (
         "Booked plus all deltas is what the newest correction says, and 0 only if declared free.",
+        "Somebody changed the row: restore it from a backup, then look at who may write there.",
+    ),
+    "correction_rated": (
+        "What was metered makes the cost of a correction, at the rates that it names.",
         "Somebody changed the row: restore it from a backup, then look at who may write there.",
     ),
     "run_totals": (
@@ -50,6 +58,13 @@ BookOf = Callable[[str], Awaitable[PriceBook | None]]  # of a bundle, by its dig
 
 _c = corrections.c
 _KEY: Final = (_c.request_started_at_us, _c.request_id, _c.attempt, _c.run)
+_USED: Final = tuple(
+    attempts.c[name]
+    for name in (
+        *("backend", "model", "usage_source", "other_meters", "service_tier"),
+        *(*TOKENS, "reasoning_tokens"),
+    )
+)
 
 
 class PriceAudit:
@@ -68,14 +83,18 @@ class PriceAudit:
         after: tuple[Any, ...] | None = None
         chain: tuple[str, int] | None = None  # the attempt whose corrections are being read
         stood: int | None = None
+        stated: dict[Target, dict[str, Rates]] | None = None
         while page := await self._page(since_us, until_us, after, rows):
             self._looked("corrections", len(page))
             self._looked("corrections_sum", len(page))
+            if stated is None:
+                stated = await self._stated()
             for row in page:
                 if chain != (row["request_id"], row["attempt"]):
                     chain, stood = (row["request_id"], row["attempt"]), row["booked"]
                 self._named(row)
                 self._chained(row, stood)
+                self._rated(row, stated)
                 stood = row["cost_nano_usd"]
             after = tuple(page[-1][column.name] for column in _KEY)
 
@@ -98,6 +117,38 @@ class PriceAudit:
         elif cost < 0 or (cost == 0 and not row["rates_id"].startswith(FREE)):
             self._add("corrections_sum", row["request_id"], f"{where}: costs {cost} nano-USD")
 
+    def _rated(self, row: Mapping[str, Any], stated: Mapping[Target, Mapping[str, Rates]]) -> None:
+        if row["there"] is None or not weighable(row):
+            return
+        self._looked("correction_rated", 1)
+        where, cost = f"run {row['run']}, attempt {row['attempt']}", row["cost_nano_usd"]
+        target = Target(row["backend"], row["model"])
+        rates = stated.get(target, {}).get(row["rates_id"])
+        try:
+            due = None if rates is None else made_of(row, rates)
+        except Unpriced as error:
+            found = f"{cost} nano-USD, but {error}"
+        else:
+            if due == cost:
+                return
+            found = f"{cost} nano-USD, {row['rates_id']} makes it {due}"
+            if rates is None:
+                found = f"no rates {row['rates_id']!r} of {target} were ever stated"
+        self._add("correction_rated", row["request_id"], f"{where}: {found}")
+
+    async def _stated(self) -> dict[Target, dict[str, Rates]]:
+        """All rates that were ever known, by their ids; also those taken back since."""
+        found: dict[Target, dict[str, Rates]] = {}
+        for one in await known_prices.statements(self._store):
+            try:
+                rows = PriceBook.of([] if one.terms is None else [one.terms]).rows
+            except ValueError:  # not a row: for the law on statements
+                continue
+            for target, dated in rows.items():
+                ids = found.setdefault(target, {})
+                ids.update((rates.id, rates) for row in dated for rates in row.every())
+        return found
+
     async def _page(
         self, since_us: int, until_us: int, after: tuple[Any, ...] | None, rows: int
     ) -> Sequence[Mapping[str, Any]]:
@@ -111,7 +162,7 @@ class PriceAudit:
                 corrections,
                 attempts.c.request_id.label("there"),
                 attempts.c.cost_nano_usd.label("booked"),
-                attempts.c.usage_source,
+                *_USED,
                 rating_runs.c.number.label("known_run"),
             )
             .select_from(

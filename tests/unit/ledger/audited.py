@@ -211,11 +211,12 @@ def book_of(files: Mapping[str, str]) -> PriceBook:
 
 
 async def correct(store: Store) -> None:
-    """Two ratings again: backend c gets a price, then b another one."""
+    """Two ratings again, each by a book in force: c gets a price, then b another one."""
     priced = "".join(
         line.replace("backend: b", "backend: c") for line in PRICES.splitlines(True)[4:]
     )
     for at_us, text in enumerate((PRICES + priced, PRICES.replace('"2.503"', '"2.6"') + priced), 1):
+        await put_bundle(store, {**FILES, "prices/own.yaml": text})
         by = ratings.By(load_prices([("own.yaml", text)]), at_us, lambda files: {})
         everything = ratings.Wanted(since_us=0, until_us=2**60)
         made = await ratings.apply(store, everything, by, author="test", rows=50)

@@ -81,7 +81,7 @@ def test_a_ledger_of_the_real_writer_is_clean(clean):
     assert idle == {"refused_rows", "journal_adopted", "journal_sent", "holds"}
     assert report.figures["copies"] == ALL - COUNT
     assert min(report.figures[f"{what}_requests"] for what in COUNTED) >= 8
-    assert report.figures["bundles"] == 1
+    assert report.figures["bundles"] == 3, "that of the rows, and those that were rated again by"
 
 
 async def test_postgres_says_the_same_as_sqlite(clean, postgres_url, tmp_path):
@@ -183,6 +183,13 @@ def correction(what: str) -> str:
     return f"UPDATE corrections SET {what} WHERE run = 1 AND request_id = 'unpriced-00004'"
 
 
+# Its sums stay right: what the run before said, and what all corrections come to.
+SHIFTED = (
+    "UPDATE corrections SET delta_nano_usd = delta_nano_usd {1} 2000, "
+    "cost_nano_usd = cost_nano_usd {1} 2000 "
+    "WHERE run = {0} AND request_id = (SELECT request_id FROM corrections WHERE run = {0} "
+    "AND cost_nano_usd > 9000 ORDER BY request_id LIMIT 1 OFFSET {2})"
+)
 MADE = list(records(COUNT))
 BOOK = book_of(FILES)
 OLD = BOOK.rows[Target("a", "m")][0].base.id
@@ -264,7 +271,7 @@ CORRUPTIONS: dict[str, tuple[str, set[str]]] = {
     "meters of another attempt": (
         request("other_meters = '{\"search_call\": 9}'", STANDARD), {"answer"}
     ),
-    "one search more": (meters('{"cache_write_5m": 7, "search_call": 1}'), {"cost_rated"}),
+    "one search more": (meters('{"cache_write_5m": 7, "search_call": 1}'), {"cost_rated", "correction_rated"}),
     "searches for nothing": (
         ("PRAGMA ignore_check_constraints = ON;"
         "UPDATE requests SET cost_nano_usd = 0, uncached_tokens = 0, cached_tokens = 0, "
@@ -275,7 +282,7 @@ CORRUPTIONS: dict[str, tuple[str, set[str]]] = {
         f"UPDATE attempts SET cost_nano_usd = NULL, rates_id = NULL, uncached_tokens = NULL, "
         "cached_tokens = NULL, output_tokens = NULL, reasoning_tokens = NULL, "
         f"usage_source = 'none' WHERE request_id = '{STANDARD}' AND number = 1"),
-        {"never_zero", "cost_rated", "corrections_sum"},
+        {"never_zero", "cost_rated", "corrections_sum", "correction_rated"},
     ),
     "for nothing": (
         ("PRAGMA ignore_check_constraints = ON;"
@@ -390,9 +397,16 @@ CORRUPTIONS: dict[str, tuple[str, set[str]]] = {
     "another delta": (
         correction("delta_nano_usd = delta_nano_usd + 1"), {"corrections_sum", "run_totals"}
     ),
-    "corrected to another cost": (correction("cost_nano_usd = 1"), {"corrections_sum"}),
+    "corrected to another cost": (correction("cost_nano_usd = 1"), {"corrections_sum", "correction_rated"}),
     "corrected to nothing": (
-        correction("cost_nano_usd = 0, delta_nano_usd = 0"), {"corrections_sum", "run_totals"}
+        correction("cost_nano_usd = 0, delta_nano_usd = 0"),
+        {"corrections_sum", "correction_rated", "run_totals"},
+    ),
+    "one correction more, another less": (
+        SHIFTED.format(2, "+", "2") + ";" + SHIFTED.format(2, "-", "11"), {"correction_rated"}
+    ),
+    "corrected at rates of another model": (
+        correction(f"rates_id = '{OLD}'"), {"correction_rated"}
     ),
     "a price known otherwise": (
         "UPDATE price_statements SET terms = json_set(terms, '$.note', 'x') WHERE number = 1",
@@ -408,10 +422,10 @@ CORRUPTIONS: dict[str, tuple[str, set[str]]] = {
         "DELETE FROM price_statements WHERE number = 2", {"price_statements", "prices_known"}
     ),
     "the last statement is gone": (
-        "DELETE FROM price_statements WHERE number = 3", {"prices_known"}
+        "DELETE FROM price_statements WHERE number = 5", {"prices_known", "correction_rated"}
     ),
     "a statement nobody made": (
-        ("INSERT INTO price_statements SELECT 4, recorded_at_us, backend, 'n', valid_from_us, NULL, "
+        ("INSERT INTO price_statements SELECT 6, recorded_at_us, backend, 'n', valid_from_us, NULL, "
         "rates_id, terms, author, digest FROM price_statements WHERE number = 3"),
         {"price_statements", "prices_known"},
     ),
