@@ -32,6 +32,7 @@ from gateway.reports.reconciliation.slots import MeterName, Ours, Slots, over, s
 SHIFTS: Final = tuple(h * HOUR_US for h in sorted(range(-14, 15), key=abs))
 
 Class = Literal[
+    "unknown meter",
     "missing here",
     "missing there",
     "unpriced here",
@@ -42,6 +43,7 @@ Class = Literal[
     "rounding",
 ]
 CLASSES: Final[Mapping[Class, str]] = {
+    "unknown meter": "They name a meter that is not known here; ours of it is under another.",
     "missing here": "They bill what the ledger has nothing of: a key used past the gateway?",
     "missing there": "The ledger has what they do not bill: an export that ends early?",
     "unpriced here": "Used, but no price was known here: add it and rate again.",
@@ -236,6 +238,8 @@ class _Compare:
             for place, (cell, before) in enumerate(zip(cells, straight, strict=True)):
                 self._count(key, *cell[1:])
                 what, was = self._class(*cell[1:]), self._class(*before[1:])
+                if what == "missing here" and not isinstance(key[1], Meter | None):
+                    what = "unknown meter"
                 if what is None and was is not None:
                     self._differ(key, before, "period edge")
                 elif what is not None:

@@ -168,6 +168,7 @@ def read(
         header = next(records, None)
         if not header or not any(cell.strip() for cell in header):
             raise Malformed(source, 1, "", "the file is empty; expected a CSV with a header line")
+        _by_commas(header, source)
         places = _places(header, source)
         name, shape = _shape(places, header, source, columns)
         lines = list(_lines(records, source, places, len(header), shape.unique))
@@ -177,6 +178,13 @@ def read(
     if not lines:
         raise Malformed(source, 2, "", "there are no lines under the header; nothing to reconcile")
     return _folded(name, shape, lines, zone)
+
+
+def _by_commas(header: Sequence[str], source: str) -> None:
+    for sign, shown in {";": ";", "\t": "tabs"}.items():
+        if len(header) == 1 and sign in header[0]:
+            wrong = f"separated by {shown}, expected commas; save it as CSV with commas"
+            raise Malformed(source, 1, "", wrong)
 
 
 def _places(header: Sequence[str], source: str) -> dict[str, int]:

@@ -145,10 +145,11 @@ METER_COLUMNS: Final[Mapping[str, Meter]] = {
 WORDS: Final[Mapping[str, Meter]] = {
     **{meter.value: meter for meter in Meter},
     **{re.sub(r"\W+", "_", shown.lower()).strip("_"): meter for meter, shown in SKU_METERS.items()},
+    **SHAPES["anthropic-api"].wide,  # also what the cost report calls its token types
+    "cache_creation_input_tokens": Meter.CACHE_WRITE_5M,
     "prompt": Meter.INPUT,
     "input_no_cache": Meter.INPUT,
     "uncached_input": Meter.INPUT,
-    "uncached_input_tokens": Meter.INPUT,
     "input_token_count": Meter.INPUT,
     "input_cache_miss_tokens": Meter.INPUT,
     "cached": Meter.CACHE_READ,

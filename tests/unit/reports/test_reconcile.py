@@ -182,6 +182,27 @@ async def test_what_they_bill_and_we_never_saw(filled):
     assert not result.agrees(Decimal(10**15))
 
 
+async def test_a_cost_export_in_the_words_of_the_api_agrees_meter_by_meter(filled):
+    words = {
+        CLAUDE[Meter.CACHE_READ][1]: "cache_read_input_tokens",
+        CLAUDE[Meter.CACHE_WRITE_5M][1]: "cache_creation.ephemeral_5m_input_tokens",
+        CLAUDE[Meter.INPUT][1]: "uncached_input_tokens",
+        CLAUDE[Meter.OUTPUT][1]: "output_tokens",
+    }
+    lines = cost_lines(used(records()), digits=12)
+    said = [line | {"token_type": words[line["token_type"]]} for line in lines]
+    assert classes(await compared(filled, said)) == {}
+
+
+async def test_a_meter_that_nobody_here_knows_is_told_as_such(filled):
+    lines = cost_lines(used(records()), digits=12)
+    lines.append(lines[-1] | {"token_type": "thinking_credits"})
+    result = await compared(filled, lines)
+    assert classes(result) == {"unknown meter": 1}
+    assert result.differences[0].meter == "thinking_credits"
+    assert not result.agrees()
+
+
 async def test_what_we_have_and_they_do_not_bill(filled):
     lines = usage_lines(used(records()))
     del lines[2]
@@ -416,6 +437,8 @@ def test_lines_that_are_equal_and_have_no_number_all_count():
         (HEAD, r"x\.csv:2: there are no lines"),
         ("a,b\n1,2\n", r"x\.csv:1: the header is of no export known here. Nearest is"),
         ("usage_date_utc,model,token_type\n", r"Nearest is anthropic-cost .*which also has cost_usd"),
+        ("usage_date_utc;model;token_type;cost_usd\n", r"x\.csv:1: separated by ;, expected commas"),
+        ("time\tmodel\tcost\n1\t2\t3\n", r"x\.csv:1: separated by tabs, expected commas"),
         ("time,time\n1,2\n", r"x\.csv:1:time: this column is there twice"),
         (CUR + CUR_LINE + CUR_LINE, r"x\.csv:3:identity_line_item_id: the same as line 2"),
         (HEAD + "2026-11-01,Sonnet X,output\n", r"x\.csv:2: 3 cells; the header has 5"),
