@@ -55,7 +55,9 @@ Output = Annotated[Path | None, typer.Option("--output", help="Write there inste
 AsJson = Annotated[bool, typer.Option("--json", help="As --format json.")]
 Run = Annotated[
     int | None,
-    typer.Option("--run", min=1, metavar="N", help="With rating runs up to that number only."),
+    typer.Option(
+        "--run", min=0, metavar="N", help="With rating runs up to that number only; 0: none."
+    ),
 ]
 Verify = Annotated[
     str,

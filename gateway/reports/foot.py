@@ -1,7 +1,7 @@
 """A report's foot: what it is of, and how it can be run again to the same digest.
 
-The digest is SHA-256 over the definition, the rows and what corrected them. Rows go in as sums: the
-four 32-bit words that SHA-256 over a row's line (start, id, attempt, cost) begins with, added up.
+The digest is SHA-256 over the definition, the sums shown, the rows and what corrected them. Rows go
+in as sums: the four 32-bit words that SHA-256 over a row's line (start, id, attempt, cost) begins with, added up.
 Sums do not depend on order, and the roll-ups hold them, so nobody has to read the rows.
 """
 
@@ -54,7 +54,9 @@ async def _digest(
     for line in await _lines(view, definition, by):
         for n, word in enumerate(unpack_from(">4I", hashlib.sha256(line.encode()).digest())):
             words[n] += word
-    said = [*words, whole.rows]
+    # The sums themselves too: a sum by hour that somebody changed is another report.
+    said = [*words, whole.rows, whole.cost, whole.costed, whole.unpriced]
+    said += [whole.uncached, whole.cached, whole.output]
     if added.runs:
         said += [whole.correction, whole.corrected]
     rows = hashlib.sha256(" ".join(map(str, said)).encode()).hexdigest()
@@ -101,7 +103,7 @@ async def foot(
     before = period.previous() if definition.compare else None
     where = ", ".join(f"{name}={value or '(none)'}" for name, value in definition.where) or "none"
     rows = "attempts" if definition.of_attempts else "requests"
-    again = replace(definition, run=max(added.runs)) if added.runs else definition
+    again = replace(definition, run=max(added.runs, default=0))
     lines = [
         (
             "Period",

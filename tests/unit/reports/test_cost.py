@@ -11,10 +11,12 @@ from fractions import Fraction
 
 import orjson
 import pytest
+import sqlalchemy as sa
 
 from gateway.domain.outcome import Outcome, RequestRecord
 from gateway.ledger.store import Store
 from gateway.reports import definition as d
+from gateway.reports import sums
 from gateway.reports.cost import cost
 from gateway.reports.foot import digest
 from gateway.reports.quality import quality
@@ -219,7 +221,11 @@ async def test_the_digest_is_of_the_rows_wherever_they_are_read(filled, records)
                 found = hashlib.sha256(line.encode()).digest()
                 for n in range(4):
                     words[n] += int.from_bytes(found[4 * n : 4 * n + 4], "big")
-            text = " ".join(map(str, [*words, len(lines)]))
+            alone = replace(one, by=(), attempts=one.of_attempts)
+            whole = (await sums.added(filled, alone, period, ())).total()
+            shown = [whole.cost, whole.costed, whole.unpriced]
+            shown += [whole.uncached, whole.cached, whole.output]
+            text = " ".join(map(str, [*words, len(lines), *shown]))
             wanted = one.digest(hashlib.sha256(text.encode()).hexdigest())
             assert await digest(filled, one) == (wanted, len(lines))
             report = await cost(filled, one, now=NOW)
@@ -228,6 +234,22 @@ async def test_the_digest_is_of_the_rows_wherever_they_are_read(filled, records)
 
 def _dash(cost: int | None) -> str:
     return "-" if cost is None else str(cost)
+
+
+async def test_a_sum_that_somebody_changed_is_another_digest(filled):
+    """In both roll-ups alike, so that requests and attempts still agree with one another."""
+    before = await digest(filled, ALL)
+    async with filled._begin() as connection:
+        for table in ("request_hours", "attempt_hours"):
+            await connection.execute(
+                sa.text(f"UPDATE {table} SET cost_nano_usd = cost_nano_usd + 5")
+            )
+    assert (await digest(filled, ALL))[0] != before[0]
+
+
+async def test_a_report_from_before_the_first_rating_run_can_be_made_again(filled):
+    report = await cost(filled, ALL, now=NOW)
+    assert "--run 0" in report.json_foot["run_again"]
 
 
 async def test_one_more_row_is_another_digest(filled):
