@@ -5,7 +5,9 @@ transaction; on SQLite there is nothing to make.
 
 A start that no clock should have said (before 2020, or months ahead of the database's own present)
 goes to the default partition; should such a month come after all, its rows move over. So nothing
-is refused for its time, and a broken clock makes no tables.
+is refused for its time, and a broken clock makes no tables. Where a month cannot be made (somebody
+holds the table, the role may not), its rows go there too, and it is tried again later. A month of
+which more lies there than moves in a moment stays there.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 
 Month = int  # 202611
 PARTITIONED: Final = {
@@ -24,6 +27,8 @@ PARTITIONED: Final = {
 }
 FIRST: Final[Month] = 202001
 AHEAD: Final = 1  # months made before they begin
+LOCK_S_MAX: Final = 1  # a report that holds the table must not stop all writers
+MOVED_MAX: Final = 50_000  # rows, of either table: about a second
 
 _LOCK: Final = 0x77656970  # of whoever makes partitions
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -64,25 +69,45 @@ def present(connection: Connection) -> set[Month]:
     return {int(name) for name in names if name.isdigit()}
 
 
-def ensure(connection: Connection, wanted: Iterable[Month]) -> set[Month]:
-    """Make what is missing of `wanted` and of the near future; the months there are then."""
+def ensure(connection: Connection, wanted: Iterable[Month]) -> tuple[set[Month], dict[Month, str]]:
+    """Make what is missing of `wanted` and of the near future.
+
+    The months there are then, and those that could not be made, with why. Raises what a connection
+    that is lost raises, and where others are at it for longer than LOCK_S_MAX.
+    """
+    connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_S_MAX}s'"))
     connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
     now = month_of(_now_us(connection))
     there = present(connection)
     due = {month for month in wanted if FIRST <= month <= following(now, AHEAD)}
     due |= {following(now, by) for by in range(AHEAD + 1)}
+    failed: dict[Month, str] = {}
     for month in sorted(due - there):
-        for table, column in PARTITIONED.items():
-            _make(connection, table, column, month)
-    return there | due
+        try:
+            with connection.begin_nested():
+                for table, column in PARTITIONED.items():
+                    _make(connection, table, column, month)
+        except _Full:
+            failed[month] = "too many of its rows are in the default partition: it stays there"
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise
+            failed[month] = str(error.orig)
+    return (there | due) - failed.keys(), failed
+
+
+class _Full(Exception):
+    """To move these rows would hold up everybody."""
 
 
 def _make(connection: Connection, table: str, column: str, month: Month) -> None:
     """Beside the table, then attached: readers of other months go on meanwhile."""
     name, since, until = f"{table}_{month}", begin_us(month), begin_us(following(month))
     within = f"{column} >= {since} AND {column} < {until}"
+    many = f"SELECT 1 FROM {table}_default WHERE {within} OFFSET {MOVED_MAX} LIMIT 1"  # noqa: S608
+    if connection.execute(sa.text(many)).first() is not None:
+        raise _Full
     statements = (
-        "SET LOCAL lock_timeout = '5s'",  # a report that holds the table must not stop all writers
         f"LOCK TABLE {table}_default IN ACCESS EXCLUSIVE MODE",
         f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)",
         f"INSERT INTO {name} SELECT * FROM {table}_default WHERE {within}",  # noqa: S608

@@ -17,6 +17,7 @@ INVARIANTS
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ from gateway.ledger.tables import (
 from gateway.ledger.upkeep import Agreement, as_of_now
 from gateway.ledger.writer import SLICE_ROWS, AlreadyThere, Batch, Writer
 
+log = logging.getLogger("weighbridge.store")
+
 __all__ = [
     "SCHEMA",
     "Agreement",
@@ -104,6 +107,7 @@ __all__ = [
     "workers",
 ]
 
+ENSURE_EVERY_S = 30.0  # how often partitions that could not be made are tried again
 _ROUNDS_MAX = 5  # in which others may write what we are writing
 
 _INSERT: Final[Mapping[str, Callable[[sa.Table], Any]]] = {
@@ -147,6 +151,8 @@ class Store:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._writer = Writer()
+        self._ensure_at_s = 0.0
+        self._unmade: set[int] = set()  # months whose partition could not be made: said once
 
     @classmethod
     async def connect(cls, url: str, *, auto_migrate: bool = False, wait_s: float = 0.0) -> Store:
@@ -205,7 +211,11 @@ class Store:
             self._writer.take(batch, lines[start : start + SLICE_ROWS])
             await asyncio.sleep(0)  # requests go on
         if months := self._writer.missing(batch):
-            await self._ensure(months)
+            now_s = asyncio.get_running_loop().time()
+            if now_s >= self._ensure_at_s:
+                await self._ensure(months)
+                if self._writer.missing(batch):  # a clock that is wrong, or not now
+                    self._ensure_at_s = now_s + ENSURE_EVERY_S
         for turn in range(_ROUNDS_MAX):
             try:
                 async with self._begin() as connection:
@@ -217,13 +227,19 @@ class Store:
         raise RowsRefused("an attempt is there twice")
 
     async def _ensure(self, months: set[int]) -> None:
+        """Make partitions. Where that fails no row waits: the default partition takes them."""
         try:
             async with self._begin() as connection:
-                await connection.run_sync(self._writer.ensure, months)
-        except RowsRefused as error:  # not about the rows that wait
-            raise StoreUnavailable(
-                "The database does not answer.", detail=f"partitions: {error}"
-            ) from error
+                failed = await connection.run_sync(self._writer.ensure, months)
+        except (RowsRefused, StoreUnavailable) as error:
+            log.info("partitions are not made now: %s", getattr(error, "detail", error))
+            return
+        for month, why in failed.items():
+            if month not in self._unmade:
+                log.warning(
+                    "the partition of %d is not made; its rows go to default: %s", month, why
+                )
+        self._unmade |= failed.keys()
 
     async def request(self, request_id: str) -> RequestRecord | None:
         """One request with its attempts."""
@@ -296,6 +312,8 @@ class Store:
 
     async def compact(self) -> int:
         """Merge what batches appended to the hours: see `upkeep`."""
+        if self._engine.dialect.name == "postgresql":
+            await self._ensure(set())
         return await upkeep.compact(self._engine)
 
     async def rebuild_rollups(

@@ -1,7 +1,7 @@
 """Upkeep of the database while it is in use: sums merged, made again and compared, rows pruned.
 
 Each works through hours or months in transactions of their own, so nothing is locked for long and a
-stop in between loses nothing. What is done in each stands in `rollups`, `retention`, `partitions`.
+stop in between loses nothing. What is done in each stands in `rollups` and `retention`.
 All raise StoreUnavailable.
 """
 
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.domain.errors import StoreUnavailable
-from gateway.ledger import partitions, retention, rollups
+from gateway.ledger import retention, rollups
 from gateway.ledger.connect import RowsRefused, sqlstate, transaction
 from gateway.ledger.retention import Due
 from gateway.ledger.writer import replace_hour
@@ -34,13 +34,11 @@ class Agreement:
 
 
 async def compact(engine: AsyncEngine) -> int:
-    """Merge what batches appended to the hours, and make the next month's partitions.
+    """Merge what batches appended to the hours.
 
+    An hour that cannot be merged keeps no other from it; its parts are right as they are.
     How many hours were merged; one worker at a time, this one stops where it meets another.
     """
-    if engine.dialect.name == "postgresql":
-        async with transaction(engine) as connection:
-            await connection.run_sync(partitions.ensure, ())
     done = 0
     async with transaction(engine) as connection:
         due = await connection.run_sync(rollups.unmerged)
@@ -48,12 +46,13 @@ async def compact(engine: AsyncEngine) -> int:
         try:
             async with transaction(engine) as connection:
                 done += await connection.run_sync(rollups.merge, hour_us)
-        except RowsRefused as error:  # a sum beyond 64 bits: its parts stay as they are
-            log.warning("the sums of the hour %d cannot be merged: %s", hour_us, error)
-        except StoreUnavailable as error:
-            if sqlstate(error) != rollups.LOCKED:
-                raise
-            break
+        except (RowsRefused, StoreUnavailable) as error:  # a sum beyond 64 bits, or no time
+            if sqlstate(error) == rollups.LOCKED:
+                break
+            why = getattr(error, "detail", error)
+            log.warning("the sums of the hour %d cannot be merged: %s", hour_us, why)
+            async with transaction(engine) as connection:  # is it the hour, or the database?
+                await connection.execute(sa.select(1))
     return done
 
 

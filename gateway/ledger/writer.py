@@ -222,12 +222,13 @@ class Writer:
         """Months of a batch that are not known to have a partition."""
         return batch.months() - self._months
 
-    def ensure(self, connection: Connection, months: Iterable[Month]) -> None:
-        """Make partitions, in a transaction of their own where that is possible."""
+    def ensure(self, connection: Connection, months: Iterable[Month]) -> dict[Month, str]:
+        """Make partitions, in a transaction of their own; those that cannot be made, with why."""
         if connection.dialect.name == "postgresql":
-            self._months = ensure(connection, months)
-        else:
-            self._months.update(months)
+            self._months, failed = ensure(connection, months)
+            return failed
+        self._months.update(months)
+        return {}
 
     def write(self, connection: Connection, batch: Batch, *, checked: bool = False) -> int:
         """Write the rows that are not there yet; how many.

@@ -199,6 +199,30 @@ def test_merged_hours_have_a_row_for_each_dimension(any_store):
     run(play())
 
 
+async def test_an_hour_that_cannot_be_merged_keeps_no_other_from_it(postgres_url):
+    store = await Store.connect(postgres_url)
+    for line in made(40, 3):
+        await store.append([line])
+    query = sa.select(request_hours.c.hour_us).where(~request_hours.c.merged).distinct()
+    first, *others = sorted(row["hour_us"] for row in await store.select(query))
+    body = f"""CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF old.hour_us = {first} THEN
+            RAISE EXCEPTION 'canceling statement due to statement timeout' USING errcode = '57014';
+        END IF; RETURN old; END $$"""
+    async with store._begin() as connection:
+        await connection.execute(sa.text(body))
+        await connection.execute(
+            sa.text(
+                "CREATE TRIGGER slow BEFORE DELETE ON request_hours"
+                " FOR EACH ROW EXECUTE FUNCTION slow()"
+            )
+        )
+    assert await store.compact() == len(others) > 0
+    assert [row["hour_us"] for row in await store.select(query)] == [first]
+    assert (await store.rollups_agree()).differences == []
+    await store.close()
+
+
 @pytest.mark.parametrize("table", [request_hours, attempt_hours])
 def test_a_sum_that_somebody_changed_is_found_and_mended(any_store, table):
     run, store = any_store

@@ -20,6 +20,7 @@ from gateway.domain.errors import StoreUnavailable
 from gateway.domain.keys import Scopes
 from gateway.domain.outcome import AttemptRecord, RequestRecord
 from gateway.ledger import connect as connecting
+from gateway.ledger import partitions
 from gateway.ledger import store as module
 from gateway.ledger.journal import Journal
 from gateway.ledger.keys import KeyStore, ensure_first_admin
@@ -216,6 +217,57 @@ async def test_rows_that_came_before_their_month_move_into_it(postgres_url):
     assert await count(store, sa.table("request_facts_default")) == 0
     assert [await store.request(name) for name in ("early", "later")] == [early, later]
     assert (await store.rollups_agree()).differences == []
+    await store.close()
+
+
+IN = sa.text("SELECT id, tableoid::regclass::text AS name FROM request_facts ORDER BY id")
+
+
+async def where(store: Store) -> dict[str, str]:
+    async with store._begin() as connection:
+        return {row.id: row.name for row in await connection.execute(IN)}
+
+
+async def test_rows_do_not_wait_for_a_partition(postgres_url):
+    """Somebody's report holds the table: rows go to the default partition, and move later."""
+    store = await Store.connect(postgres_url)
+    september = request("september", started_at_us=begin_us(202609))
+    october = request("october", started_at_us=begin_us(202610))
+    await store.append(lines(september))
+    other = Store(store._engine)
+    async with store._begin() as connection:
+        await connection.execute(sa.text("SELECT count(*) FROM request_facts"))
+        await other.append(lines(october, dataclasses.replace(september, id="another")))
+        assert await other.request("october") == october
+    assert (await where(store))["october"] == "request_facts_default"
+    third = Store(store._engine)
+    await third.append(lines(dataclasses.replace(october, id="third")))
+    assert await where(store) == {
+        "september": "request_facts_202609",
+        "another": "request_facts_202609",
+        "october": "request_facts_202610",
+        "third": "request_facts_202610",
+    }
+    await store.close()
+
+
+async def test_a_month_with_much_in_the_default_partition_stays_there(
+    postgres_url, monkeypatch, caplog
+):
+    monkeypatch.setattr(partitions, "MOVED_MAX", 1)
+    store = await Store.connect(postgres_url)
+    store._writer._months = {202609}  # it believes so
+    early = [request(f"r{n}", started_at_us=begin_us(202609) + n) for n in range(3)]
+    await store.append(lines(*early))
+    other = Store(store._engine)
+    for n in range(3):
+        other._ensure_at_s = 0.0
+        more = request(f"more{n}", started_at_us=begin_us(202609) + 5)
+        await other.append(lines(more, request(f"august{n}", started_at_us=begin_us(202608))))
+    found = await where(store)
+    assert {found[f"more{n}"] for n in range(3)} == {"request_facts_default"}
+    assert {found[f"august{n}"] for n in range(3)} == {"request_facts_202608"}
+    assert len([r for r in caplog.records if "202609" in r.getMessage()]) == 1
     await store.close()
 
 
