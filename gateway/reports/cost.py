@@ -271,8 +271,8 @@ def _remarks(whole: Sums, found: Added) -> list[str]:
     told += said_of_pruned(whole.pruned, found.untold)
     if unsplit := whole.split.unsplit - whole.pruned:
         told.append(
-            f"{money(unsplit)} could not be split into input and output: the prices"
-            " these rows name are not in the price book's history. $/M input and output are"
+            f"{money(unsplit)} could not be split into input and output: its prices are on a"
+            " marginal scale, or not in the price book's history. $/M input and output are"
             " without them."
         )
     if found.interpolated and whole.ttft_p50 is not None:
