@@ -31,8 +31,34 @@ DAY_MINUTES = 24 * 60
 
 
 def _decimal(text: str) -> str:
-    if not _DECIMAL.fullmatch(text):
-        raise ValueError(f"'{text}' is not a price; write dollars in quotes, like \"0.25\"")
+    if _DECIMAL.fullmatch(text):
+        return text
+    try:
+        amount = Decimal(text)
+    except ArithmeticError:
+        amount = Decimal("NaN")
+    if amount.is_nan():
+        why = 'is not a number; write dollars in digits, like "0.25"'
+    elif amount.is_signed():
+        why = "is negative; a price is 0 or more"
+    elif amount >= 10_000_000:
+        why = "is too large; a price is below 10,000,000 dollars"
+    elif len(text.partition(".")[2]) > 9:
+        why = "has more than nine digits after the point"
+    else:
+        why = 'is not written plainly; write dollars in digits, like "0.25"'
+    raise ValueError(f"'{text}' {why}")
+
+
+def _rate(text: str) -> str:
+    if not Decimal(text):
+        raise ValueError("a rate of 0")
+    return text
+
+
+def _currency(text: str) -> str:
+    if not re.fullmatch("[A-Z]{3}", text):
+        raise ValueError(f"'{text}' is no currency; three capital letters, like EUR")
     return text
 
 
@@ -42,7 +68,8 @@ def _hours(text: str) -> str:
     return text
 
 
-def _when(text: str) -> str:
+def written(text: str) -> str:
+    """A day or a moment as rows say it, as it is. Raises ValueError."""
     try:
         moment = dt.datetime.fromisoformat(text)
     except ValueError:
@@ -59,6 +86,12 @@ Price = Annotated[
     AfterValidator(_decimal),
     WithJsonSchema({"type": "string", "pattern": f"^{_DECIMAL.pattern}$", "examples": ["0.25"]}),
 ]
+Currency = Annotated[
+    str,
+    AfterValidator(_currency),
+    Field(description="ISO 4217, like EUR."),
+    WithJsonSchema({"type": "string", "pattern": "^[A-Z]{3}$"}),
+]
 Hours = Annotated[
     str,
     AfterValidator(_hours),
@@ -68,7 +101,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 Source = Annotated[str, Field(min_length=1, max_length=500)]
 When = Annotated[
     str,
-    AfterValidator(_when),
+    AfterValidator(written),
     WithJsonSchema({"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}(T.*)?$"}),
 ]
 
@@ -218,8 +251,8 @@ class GpuHour(Strict):
 class Exchange(Strict):
     """What a US dollar is in another currency, from a day on: to show amounts, never to book."""
 
-    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="ISO 4217, like EUR.")]
-    per_usd: Price
+    currency: Currency
+    per_usd: Annotated[Price, AfterValidator(_rate)]
     from_: dt.date = Field(alias="from")
     source: Source
     read_on: dt.date
@@ -239,7 +272,12 @@ class PricesFile(Strict):
 
 def check(row: PriceRow, path: Path, findings: Findings) -> None:
     """What is wrong with one row by itself."""
-    metered = [METERS[key] for key in row.stated()]
+    # Also what was written and is no price: that is told already.
+    metered = [
+        meter
+        for key, meter in METERS.items()
+        if key in row.stated() or (*path, key) in findings.key_at
+    ]
     if Meter.INPUT in metered:
         if Meter.OUTPUT not in metered and not row.input_only:
             findings.problem(
@@ -265,10 +303,12 @@ def check(row: PriceRow, path: Path, findings: Findings) -> None:
 def _check_part(row: PriceRow, part: Prices, path: Path, findings: Findings) -> None:
     if part is not row:
         for key in row.stated():
-            if key not in part.stated():
+            if key not in part.stated() and (*path, key) not in findings.key_at:
                 findings.problem(path, f"no {key}", "say it here too: nothing is inherited")
     if isinstance(part, Variant) and not (part.service_tier or part.region or part.hours_utc):
         findings.problem(path, "holds always", "say service_tier, region or hours_utc")
+    if isinstance(part, Variant):
+        _check_hours(part.hours_utc or [], path, findings)
     if isinstance(part, Scale):
         bounds = [tier.above_prompt_tokens for tier in part.long_prompts]
         for index, (before, after) in enumerate(pairwise(bounds), 1):
@@ -277,6 +317,14 @@ def _check_part(row: PriceRow, part: Prices, path: Path, findings: Findings) -> 
                 findings.problem(place, f"{after} is not above {before}", "let them ascend")
         if part.long_prompts_mode == "marginal" and not bounds:
             findings.problem((*path, "long_prompts_mode"), "but no long_prompts", key=True)
+
+
+def _check_hours(hours: list[str], path: Path, findings: Findings) -> None:
+    for later, text in enumerate(hours):
+        for other in hours[:later]:
+            if span(text) & span(other):
+                place = (*path, "hours_utc", later)
+                findings.problem(place, f"'{text}' overlaps with '{other}'")
 
 
 def _check_variants(row: PriceRow, path: Path, findings: Findings) -> None:
@@ -313,14 +361,16 @@ def minutes(variant: Variant) -> frozenset[int]:
     """The minutes of the day (UTC) in which it holds; hours are half-open and may pass midnight."""
     if variant.hours_utc is None:
         return frozenset(range(DAY_MINUTES))
-    found: set[int] = set()
-    for text in variant.hours_utc:
-        hour, minute, end_hour, end_minute = map(int, re.split("[:-]", text))
-        start, end = hour * 60 + minute, end_hour * 60 + end_minute
-        if end <= start:
-            end += DAY_MINUTES
-        found.update(at % DAY_MINUTES for at in range(start, end))
-    return frozenset(found)
+    return frozenset().union(*map(span, variant.hours_utc))
+
+
+def span(hours: str) -> frozenset[int]:
+    """The minutes of the day of `16:30-00:30`."""
+    hour, minute, end_hour, end_minute = map(int, re.split("[:-]", hours))
+    start, end = hour * 60 + minute, end_hour * 60 + end_minute
+    if end <= start:
+        end += DAY_MINUTES
+    return frozenset(at % DAY_MINUTES for at in range(start, end))
 
 
 def instant(when: str | dt.date) -> int:

@@ -208,6 +208,7 @@ def load_prices(
     found: dict[Target, dict[int, tuple[Dated, Path, Findings]]] = {}
     gpu_hours: list[GpuHour] = []
     currencies: list[price_file.Exchange] = []
+    rated: dict[tuple[str, dt.date], str] = {}
     everyone: list[Findings] = []
     for source, text in files:
         try:
@@ -231,6 +232,15 @@ def load_prices(
             rows[made.from_us] = (made, path, findings)
         gpu_hours += file.gpu_hours
         currencies += file.currencies
+        for index, rate in enumerate(file.currencies):
+            path = ("currencies", index)
+            line, column = findings.position(path)
+            first = rated.setdefault(
+                (rate.currency, rate.from_), here := f"{source}:{line}:{column}"
+            )
+            if first != here:
+                what = f"a second rate of {rate.currency} from {rate.from_}"
+                findings.problem(path, what, f"first at {first}")
     book = {target: tuple(_in_order(target, rows)) for target, rows in found.items()}
     for findings in everyone:
         try:

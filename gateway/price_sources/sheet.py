@@ -154,6 +154,10 @@ class _Csv:
         if not (above.isascii() and above.isdecimal()):
             what = f"'{above}' is not a number of tokens"
             return self._problem(number, "above_prompt_tokens", what)
+        try:  # here: lines of one price are put together by it
+            price_file.written(said.get("from", "1970-01-01"))
+        except ValueError as error:
+            return self._problem(number, "from", str(error))
         where = " ".join(f"{key}={said[key]}" for key in _CONDITIONS if key in said)
         name = tuple(said.get(key, "") for key in _NAMES)
         parts = rows.setdefault(name, {}).setdefault(where, {})

@@ -99,9 +99,11 @@ def test_unknown_is_none_and_not_zero():
 
 REPLACED = [
     ('input_usd_per_mtok: "3"', "input_usd_per_mtok: 3", "14:25: prices[1].input_usd_per_mtok: expected text, not the number 3; quote it"),
-    ('input_usd_per_mtok: "3"', 'input_usd_per_mtok: "3,0"', "14:25: prices[1].input_usd_per_mtok: '3,0' is not a price; write dollars in quotes, like \"0.25\""),
-    ('input_usd_per_mtok: "3"', 'input_usd_per_mtok: "-3"', "14:25: prices[1].input_usd_per_mtok: '-3' is not a price; write dollars in quotes, like \"0.25\""),
-    ('input_usd_per_mtok: "3"', 'input_usd_per_mtok: "0.0000000001"', "14:25: prices[1].input_usd_per_mtok: '0.0000000001' is not a price; write dollars in quotes, like \"0.25\""),
+    ('input_usd_per_mtok: "3"', 'input_usd_per_mtok: "3,0"', "14:25: prices[1].input_usd_per_mtok: '3,0' is not a number; write dollars in digits, like \"0.25\""),
+    ('input_usd_per_mtok: "3"', 'input_usd_per_mtok: "-3"', "14:25: prices[1].input_usd_per_mtok: '-3' is negative; a price is 0 or more"),
+    ('input_usd_per_mtok: "3"', 'input_usd_per_mtok: "99999999999999"', "14:25: prices[1].input_usd_per_mtok: '99999999999999' is too large; a price is below 10,000,000 dollars"),
+    ('input_usd_per_mtok: "3"', 'input_usd_per_mtok: "NaN"', "14:25: prices[1].input_usd_per_mtok: 'NaN' is not a number; write dollars in digits, like \"0.25\""),
+    ('input_usd_per_mtok: "3"', 'input_usd_per_mtok: "0.0000000001"', "14:25: prices[1].input_usd_per_mtok: '0.0000000001' has more than nine digits after the point"),
     ('input_usd_per_mtok: "3"', 'input_usd_per_mtok: "0"', "14:25: prices[1].input_usd_per_mtok: a price of 0; set free: true if it is meant"),
     ('cached_input_usd_per_mtok: "0.20"', 'cached_input_usd_per_mtok: "0.00"', "7:32: prices[0].cached_input_usd_per_mtok: a price of 0; set free: true if it is meant"),
     ('    output_usd_per_mtok: "15"\n', "", "11:5: prices[1]: no output_usd_per_mtok; set input_only: true where nothing is generated"),
@@ -121,6 +123,48 @@ def test_a_mistake_is_told_with_its_place(old, new, line):
     text = GOOD.replace(old, new, 1)
     assert text != GOOD
     assert f"0.yaml:{line}" in told(text)
+
+
+@pytest.mark.parametrize("wrong", ["-3", "0.0000000001", "99999999999999", "NaN"])
+def test_a_price_that_is_none_is_one_mistake(wrong):
+    assert len(told(GOOD.replace('input_usd_per_mtok: "3"', f'input_usd_per_mtok: "{wrong}"'))) == 1
+
+
+EURO = """\
+version: 1
+currencies:
+  - {currency: EUR, per_usd: "0.9", from: 2026-01-01, source: s, read_on: 2026-01-01}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (EURO.replace('"0.9"', '"0"'), '0.yaml:3:30: currencies[0].per_usd: a rate of 0'),
+        (EURO.replace("EUR,", "EURO,"), "0.yaml:3:16: currencies[0].currency: 'EURO' is no currency; three capital letters, like EUR"),
+    ],
+)  # fmt: skip
+def test_a_rate_that_cannot_be(text, line):
+    assert told(text) == [line]
+
+
+def test_a_currency_has_one_rate_for_one_day():
+    other = EURO.replace("EUR", "GBP") + EURO.splitlines()[2].replace("01-01", "02-01", 1)
+    assert told(EURO, other, EURO) == [
+        "2.yaml:3:5: currencies[0]: a second rate of EUR from 2026-01-01; first at 0.yaml:3:5"
+    ]
+
+
+def test_hours_of_one_variant_do_not_overlap():
+    row = (
+        "version: 1\nprices:\n"
+        '  - {backend: b, model: m, from: 2026-01-01, input_usd_per_mtok: "2", input_only: true, '
+        "source: s, read_on: 2026-01-01, when: "
+        '[{input_usd_per_mtok: "1", hours_utc: ["22:00-02:00", "04:00-05:00", "01:00-03:00"]}]}\n'
+    )
+    assert told(row) == [
+        "0.yaml:3:196: prices[0].when[0].hours_utc[2]: '01:00-03:00' overlaps with '22:00-02:00'"
+    ]
 
 
 def test_two_files_may_not_price_the_same_day():
@@ -276,9 +320,15 @@ HOURS = st.tuples(st.integers(0, 23), st.sampled_from([0, 15, 30]), st.integers(
 )
 
 
+def apart(windows: list[tuple[int, int]]) -> bool:
+    """Whether they overlap nowhere."""
+    held = [(a + m) % (24 * 60) for a, b in windows for m in range((b - a - 1) % (24 * 60) + 1)]
+    return len(held) == len(set(held))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
-    windows=st.lists(HOURS, min_size=1, max_size=3),
+    windows=st.lists(HOURS, min_size=1, max_size=3).map(lambda w: w if apart(w) else w[:1]),
     at=st.integers(MIDNIGHT - DAY, MIDNIGHT + DAY),
     day=st.integers(2, 9),
 )

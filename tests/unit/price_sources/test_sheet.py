@@ -61,13 +61,13 @@ def test_a_file_with_a_mark_crlf_and_blank_lines_is_the_same():
         ),
         (("output_usd_per_mtok", "widgets_usd"), "s.csv:1:5: [5]: unknown column 'widgets_usd'"),
         (("model,from", "model,model"), "s.csv:1:3: [3]: a second column 'model'"),
-        (("1.00", "-1.00"), "s.csv:2:4: prices[0].input_usd_per_mtok: '-1.00' is not a price"),
-        (("1.00", "1e-7"), "s.csv:2:4: prices[0].input_usd_per_mtok: '1e-7' is not a price"),
-        (("1.00", "0.1234567891"), "s.csv:2:4: prices[0].input_usd_per_mtok: '0.1234567891' is"),
+        (("1.00", "-1.00"), "s.csv:2:4: prices[0].input_usd_per_mtok: '-1.00' is negative"),
+        (("1.00", "1e-7"), "s.csv:2:4: prices[0].input_usd_per_mtok: '1e-7' is not written plainly"),
+        (("1.00", "0.1234567891"), "s.csv:2:4: prices[0].input_usd_per_mtok: '0.1234567891' has more than nine digits"),
         (("1.00", "1,00"), "s.csv:2:1: 8 cells, not 7"),
         (("1.00", "0"), "s.csv:2:4: prices[0].input_usd_per_mtok: a price of 0"),
         (("1.00", ""), "s.csv:2:1: prices[0]: no input_usd_per_mtok"),
-        (("2026-12-01", "1.12.2026"), "s.csv:2:3: prices[0].from: expected a date, YYYY-MM-DD"),
+        (("2026-12-01", "1.12.2026"), "s.csv:2:3: [2].from: expected a date, YYYY-MM-DD"),
         ((",their sheet", ","), "s.csv:2:1: prices[0].source: missing key 'source'"),
         (("m1", ""), "s.csv:2:1: prices[0].model: missing key 'model'"),
         (("acme,", '"acme,'), "s.csv:2:1: not CSV: unexpected end of data"),
@@ -148,3 +148,8 @@ def test_what_a_yaml_sheet_has_beside_prices_is_not_dropped_in_silence():
     assert mistakes(text, "v.yaml") == [
         "v.yaml:2:1: currencies: only prices are imported; copy these by hand"
     ]
+
+
+def test_a_date_that_is_none_is_told_where_it_stands_and_not_by_the_next_line():
+    wrong = FULL.replace("2026-12-01", "01.12.2026", 1)
+    assert [line.partition(" expected")[0] for line in mistakes(wrong)] == ["s.csv:2:3: [2].from:"]
