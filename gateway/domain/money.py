@@ -284,11 +284,12 @@ def cost(rates: Rates, *, uncached: int, cached: int, output: int) -> NanoUSD:
     return book(exact)
 
 
-def usd(nano: int) -> str:
-    """Nano-USD as a plain decimal string of dollars, exact and without an exponent."""
+def usd(nano: int, digits: int = 0) -> str:
+    """Nano-USD as a plain decimal string of dollars, exact and without an exponent; `digits` after
+    the point at least (2: as people write cents)."""
     sign = "-" if nano < 0 else ""
     whole, rest = divmod(abs(nano), NANO_PER_USD)
-    fraction = f"{rest:09d}".rstrip("0")
+    fraction = f"{rest:09d}".rstrip("0").ljust(digits, "0")
     return f"{sign}{whole}.{fraction}" if fraction else f"{sign}{whole}"
 
 

@@ -125,7 +125,7 @@ def _amount(limit: Limit, amount: int) -> str:
 def _quantity(unit: Unit, amount: int) -> str:
     match unit:
         case Unit.USD:
-            return f"${usd(amount)}"
+            return f"${usd(amount, 2)}"
         case Unit.CONCURRENT:
             return f"{amount} requests"
         case unit:

@@ -168,7 +168,7 @@ async def test_a_budget_is_used_up_told_once_and_agrees_with_the_ledger(
             await asyncio.to_thread(running.restart)
             answer = await http.post("/v1/chat/completions", json=BODY)
             assert answer.status_code == 429
-            assert "$0.2 left" in answer.json()["error"]["message"]
+            assert "$0.20 left" in answer.json()["error"]["message"]
         assert len(hook.bodies) == 2
 
 

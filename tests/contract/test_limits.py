@@ -570,7 +570,7 @@ async def test_a_refused_budget_says_when_it_starts_anew(place: Place) -> None:
     error = refusal(await place.begin((BUDGET, 1)), place.clock.now)
     assert isinstance(error, BudgetSpent)
     assert error.message == (
-        "The budget 'budget' for key 'k': $0.000001 per month. $0 left, this request may take "
+        "The budget 'budget' for key 'k': $0.000001 per month. $0.00 left, this request may take "
         "$0.000000001. It starts anew on 2026-12-01 at 00:00 (UTC)."
     )
 

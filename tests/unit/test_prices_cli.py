@@ -213,7 +213,7 @@ def test_a_total_is_shown_in_another_currency_with_the_rate_and_its_day(folder):
     asked = ("quote", "openai/gpt-6-sol", "--input", 1_000_000, "--service-tier", "priority")
     code, output = run(*asked, "--currency", "eur", folder=folder)
     assert code == 0
-    assert "openai/gpt-6-sol  $8 = 6.80214268 EUR (at 0.850267835 of 2026-05-08)" in output
+    assert "openai/gpt-6-sol  $8 = 6.80214 EUR (at 0.850267835 of 2026-05-08)" in output
     code, output = run(*asked, "--currency", "EUR", "--at", "2026-05-07", folder=folder)
     assert code == 1
     assert output.startswith("no rate of EUR on 2026-05-07: add one under currencies: in ")

@@ -251,7 +251,7 @@ def _print(one: _Quote, per_usd: _Currency | None) -> None:
         return
     total = f"${usd(one.charge.nano)}"
     if per_usd is not None:
-        amount = _exact(_dollars(one.charge.exact) * per_usd.rate)
+        amount = _converted(_dollars(one.charge.exact) * per_usd.rate)
         total += f" = {amount} {per_usd.name} (at {per_usd.rate} of {per_usd.since})"
     typer.echo(f"{one.target}  {total}")
     table = table_of("meter", "quantity", "unit price", "amount", "")
@@ -315,6 +315,11 @@ def _exact(amount: Decimal) -> str:
     return f"{whole}.{fraction:0<2}"
 
 
+def _converted(amount: Decimal) -> str:
+    """Six digits that say something: a rate has no more. Never coarser than a cent."""
+    return _exact(amount.quantize(Decimal(1).scaleb(-max(2, 5 - amount.adjusted()))))
+
+
 def _as_dict(quotes: list[_Quote], when: dt.datetime, per_usd: _Currency | None) -> dict[str, Any]:
     return {
         "at": when.isoformat(),
@@ -337,7 +342,7 @@ def _one_as_dict(one: _Quote, per_usd: _Currency | None) -> dict[str, Any]:
     return told | {
         "total_nano_usd": one.charge.nano,
         "exact_usd": _exact(exact),
-        **({} if per_usd is None else {"converted": _exact(exact * per_usd.rate)}),
+        **({} if per_usd is None else {"converted": _converted(exact * per_usd.rate)}),
         "lines": [
             {
                 "meter": line.meter.value,
