@@ -1,8 +1,8 @@
 """A report's foot: what it is of, and how it can be run again to the same digest.
 
 The digest is SHA-256 over the definition, the sums shown, the rows and what corrected them. Rows go
-in as sums: the four 32-bit words that SHA-256 over a row's line (start, id, attempt, cost) begins with, added up.
-Sums do not depend on order, and the roll-ups hold them, so nobody has to read the rows.
+in as sums: the four 32-bit words that SHA-256 over a row's line (start, id, attempt, cost) begins
+with, added up. Sums do not depend on order, and the roll-ups hold them: nobody reads the rows.
 """
 
 from __future__ import annotations
