@@ -14,6 +14,7 @@ INVARIANTS
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -259,9 +260,14 @@ class _Run:
         found = await self._store.rollups_agree(self._since_us, self._until_us)
         tally = self.report.checks["rollups"]
         tally.looked = found.hours
+        by_hour: dict[tuple[str, int], list[str]] = {}
         for one in found.differences:
-            hour = f"{one.table} {one.key[0] // 1_000_000}"
-            tally.add(Found(hour, f"{one.column} {one.booked}, the rows make it {one.counted}"))
+            said = f"{one.column} {one.booked or 0}, the rows make it {one.counted or 0}"
+            by_hour.setdefault((one.table, one.key[0]), []).append(said)
+        for (table, hour_us), each in by_hour.items():
+            hour = dt.datetime.fromtimestamp(hour_us // 1_000_000, dt.UTC)
+            what = each[0] if len(each) == 1 else f"{len(each)} sums differ, the first: {each[0]}"
+            tally.add(Found(f"{table} {hour:%Y-%m-%d %H:%M} UTC", what))
 
     async def _unique(self, ids: Sequence[str]) -> None:
         tally = self.report.checks["unique"]

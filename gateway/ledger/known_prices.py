@@ -122,7 +122,7 @@ async def unlike(store: Store, book: PriceBook) -> list[tuple[Subject, str]]:
     return [
         (
             Subject(news["backend"], news["model"], news["valid_from_us"]),
-            "is known, but not in force"
+            f"{news['rates_id']} is known, but not in force"
             if news["terms"] is None
             else f"{news['rates_id']} is in force, but not known so",
         )

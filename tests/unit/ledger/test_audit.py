@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import sqlite3
 import time
@@ -456,6 +457,22 @@ def test_a_corruption_is_found_by_its_own_check(clean, tmp_path, what):
 def test_every_law_has_a_corruption_that_breaks_it():
     assert {law.name for law in LAWS} | {*PRICE_LAWS} <= set[str]().union(
         *(c[1] for c in CORRUPTIONS.values())
+    )
+
+
+def test_an_hour_whose_sums_differ_is_one_finding_of_each_kind(clean, tmp_path):
+    database = Path(shutil.copy(clean, tmp_path / "ledger.db"))
+    with sqlite3.connect(database) as connection:
+        connection.executescript(THAW)
+        connection.execute(
+            "UPDATE attempt_hours SET cost_nano_usd = cost_nano_usd + 1, output_tokens = output_tokens + 2"
+        )
+    connection.close()
+    check = audited(database).checks["rollups"]
+    assert check.broken == 1
+    assert check.first[0].id == "attempt_hours 2026-11-10 00:00 UTC"
+    assert re.fullmatch(
+        r"\d+ sums differ, the first: \w+ \d+, the rows make it \d+", check.first[0].what
     )
 
 
