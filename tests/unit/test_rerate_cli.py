@@ -42,6 +42,7 @@ def home(tmp_path, monkeypatch):
         await store.close()
 
     asyncio.run(make())
+    (tmp_path / "policies" / "prices").mkdir(parents=True)
     monkeypatch.setenv("WEIGHBRIDGE_HOME", str(tmp_path))
     monkeypatch.delenv("WEIGHBRIDGE_DATABASE_URL", raising=False)
     monkeypatch.delenv("WEIGHBRIDGE_REDIS_URL", raising=False)
@@ -150,6 +151,43 @@ def test_by_what_was_known_then(home):
 )
 def test_wrong_usage(home, wrong):
     assert run("rerate", *wrong)[0] == 2
+
+
+def test_a_file_that_is_not_in_force_is_told(home):
+    file = home / "policies" / "prices" / "own.yaml"
+    file.write_text(PRICES)
+    assert "differs" not in run("rerate", *SINCE)[1]
+    file.write_text(PRICES + C_ROW)
+    code, output = run("rerate", *SINCE)
+    assert code == 0
+    assert (
+        "prices/own.yaml differs from what is in force (version 1): `weighbridge policy apply` "
+        "or start the gateway first" in output
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("--model", "mm"), "no model 'mm' in prices or requests; did you mean 'm'?"),
+        (("--backend", "nosuch"), "no backend 'nosuch' in prices or requests; one of: a, b"),
+    ],
+)
+def test_a_name_that_nobody_has_is_not_an_empty_answer(home, args, told):
+    code, output = run("rerate", *SINCE, *args)
+    assert code == 2
+    assert told in output
+
+
+def test_what_was_requested_without_a_price_can_be_asked_for(home):
+    assert run("rerate", *SINCE, "--backend", "c")[0] == 0
+
+
+def test_history_where_nothing_was_ever_recorded(tmp_path, monkeypatch):
+    monkeypatch.setenv("WEIGHBRIDGE_HOME", str(tmp_path))
+    code, output = run("history", "m")
+    assert code == 1
+    assert "no price was ever recorded" in output
 
 
 def test_corrections_leave_the_audit_clean(home):

@@ -43,6 +43,13 @@ def history(
     if not said:
         from gateway.policy.source import nearest
 
+        if not others:
+            typer.echo(
+                "no price was ever recorded: a gateway's start or `policy apply` records the "
+                "price files",
+                err=True,
+            )
+            raise typer.Exit(1)
         names = sorted({target.model for target in others})
         hint = nearest(model, names) or "see `weighbridge prices list`"
         usage(f"nothing was ever stated of {model}{f' at {backend}' if backend else ''}; {hint}")

@@ -85,6 +85,9 @@ async def _made(wanted: Wanted, at_us: int | None, *, note: str, apply: bool) ->
 
     async with ledger(Settings.load()) as store:
         known_us = await database_us(store) if at_us is None else at_us
+        await _names_are_known(store, wanted)
+        if at_us is None:
+            await _say_not_in_force(store)
         book = await known_prices.as_known(store, at_us)
         await _something_is_known(store, known_us, empty=not book.rows)
         by = ratings.By(book, known_us, regions)
@@ -93,6 +96,50 @@ async def _made(wanted: Wanted, at_us: int | None, *, note: str, apply: bool) ->
                 return await ratings.rerate(store, wanted, by, progress=advance)
             return await ratings.apply(
                 store, wanted, by, author=whoami(), note=note, progress=advance
+            )
+
+
+async def _names_are_known(store: Store, wanted: Wanted) -> None:
+    """Ends with 2 where no price and no request has that backend, or that model."""
+    import sqlalchemy as sa
+
+    from gateway.cli.policy.options import usage
+    from gateway.ledger import known_prices
+    from gateway.ledger.store import attempts
+    from gateway.policy.source import nearest
+
+    for what, name in (("backend", wanted.backend), ("model", wanted.model)):
+        if name is None:
+            continue
+        stated = sorted({getattr(target, what) for target in await known_prices.targets(store)})
+        column = attempts.c[what]
+        if name not in stated and not await store.select(
+            sa.select(column).where(column == name).limit(1)
+        ):
+            hint = nearest(name, stated) or "see `weighbridge prices list`"
+            usage(f"no {what} '{name}' in prices or requests; {hint}")
+
+
+async def _say_not_in_force(store: Store) -> None:
+    """A price file that was mended is not known before it is in force."""
+    from gateway.bundle import PRICES
+    from gateway.cli.policy.options import in_force
+    from gateway.cli.prices.options import text
+    from gateway.ledger.versions import Versions
+
+    paths = sorted((in_force() / PRICES).glob("*.yaml"))
+    newest = await Versions(store).newest()
+    if newest is None or not paths:
+        return
+    known = await Versions(store).files(newest.digest)
+    here = {f"{PRICES}{path.name}": text(path) for path in paths}
+    there = {name: said for name, said in known.items() if name.startswith(PRICES)}
+    for name in sorted(here.keys() | there.keys()):
+        if here.get(name) != there.get(name):
+            typer.echo(
+                f"{name} differs from what is in force (version {newest.number}): "
+                "`weighbridge policy apply` or start the gateway first",
+                err=True,
             )
 
 
