@@ -493,7 +493,7 @@ def test_a_sheet_with_a_mistake_leaves_everything_as_it_was(folder, tmp_path):
     )
     before = texts(folder)
     result = CliRunner().invoke(app, ["prices", "import", str(file), "--dir", str(folder), "-y"])
-    assert f"{file}:3:4: prices[1].input_usd_per_mtok: '1e-7' is not a price" in str(
+    assert f"{file}:3:4: prices[1].input_usd_per_mtok: '1e-7' is not written plainly" in str(
         result.exception
     )
     assert texts(folder) == before

@@ -62,8 +62,14 @@ def test_a_file_with_a_mark_crlf_and_blank_lines_is_the_same():
         (("output_usd_per_mtok", "widgets_usd"), "s.csv:1:5: [5]: unknown column 'widgets_usd'"),
         (("model,from", "model,model"), "s.csv:1:3: [3]: a second column 'model'"),
         (("1.00", "-1.00"), "s.csv:2:4: prices[0].input_usd_per_mtok: '-1.00' is negative"),
-        (("1.00", "1e-7"), "s.csv:2:4: prices[0].input_usd_per_mtok: '1e-7' is not written plainly"),
-        (("1.00", "0.1234567891"), "s.csv:2:4: prices[0].input_usd_per_mtok: '0.1234567891' has more than nine digits"),
+        (
+            ("1.00", "1e-7"),
+            "s.csv:2:4: prices[0].input_usd_per_mtok: '1e-7' is not written plainly",
+        ),
+        (
+            ("1.00", "0.1234567891"),
+            "s.csv:2:4: prices[0].input_usd_per_mtok: '0.1234567891' has more than nine digits",
+        ),
         (("1.00", "1,00"), "s.csv:2:1: 8 cells, not 7"),
         (("1.00", "0"), "s.csv:2:4: prices[0].input_usd_per_mtok: a price of 0"),
         (("1.00", ""), "s.csv:2:1: prices[0]: no input_usd_per_mtok"),
