@@ -71,12 +71,13 @@ async def test_what_a_kill_cut_off_is_still_known() -> None:
     ]
 
 
-async def test_what_a_killed_worker_held_is_free_once_its_journal_is_read(redis_url: str) -> None:
+async def test_a_permit_of_a_killed_worker_is_free_once_its_journal_is_read(redis_url: str) -> None:
+    """Its money counts at the hold (`test_budgets`): the purse has room for that and one more."""
     limits = {
         "version": 1,
         "limits": [
             {"name": "alone", "per": "key", "concurrent": 1},
-            {"name": "purse", "per": "key", "usd": "0.01", "every": "day"},
+            {"name": "purse", "per": "key", "usd": "1", "every": "day"},
         ],
     }
     book = [row for model in ("m", "quiet") for row in prices("a", "b", model=model)["prices"]]
