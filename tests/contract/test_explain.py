@@ -299,8 +299,8 @@ def test_a_request_that_a_limit_refused_names_the_limit(place):
     code, said = place.explain("req_limited")
     assert code == 0
     assert (
-        "refused by the limit 'team-month' for team 'search', $500 per month: $1 left, the "
-        "request may take $2\nno decision was made: limits come before it\n"
+        "refused by the limit 'team-month' for team 'search', $500.00 per month: $1.00 left, the "
+        "request may take $2.00\nno decision was made: limits come before it\n"
     ) in said
     code, said = place.explain("req_limited", "--json")
     assert json.loads(said)["limit"] == REFUSED
