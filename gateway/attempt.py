@@ -21,7 +21,7 @@ from gateway.domain.catalog import Backend, Target
 from gateway.domain.decision import Candidate
 from gateway.domain.money import Rates, Unpriced
 from gateway.domain.outcome import AttemptRecord, Outcome, RequestRecord
-from gateway.domain.rating import charge, quantities
+from gateway.domain.rating import charge
 from gateway.domain.request import CHARS_PER_TOKEN, ModelRequest, Usage
 from gateway.policy.language import Timeouts
 
@@ -95,8 +95,9 @@ class Attempt:
     def weigh(self, rates: Rates | None) -> Usage:
         """Put usage and its cost on the record, at the rates that held when the request came."""
         usage = self.progress.usage
-        if usage is not None and usage.reported and self.progress.chars and not quantities(usage):
-            said = f"nothing used, {self.progress.chars} characters said"
+        chars = self.progress.chars
+        if usage is not None and usage.reported and chars and usage.empty:
+            said = f"nothing used, {chars} characters said"
             usage = replace(usage, reported=False, contradiction=usage.contradiction or said)
             self.progress.usage = usage
         if usage is None or not usage.reported:

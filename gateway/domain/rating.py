@@ -43,7 +43,7 @@ def charge(rates: Rates, usage: Usage) -> tuple[str, NanoUSD]:
     rounds to 0 though nobody declared it free: nothing that was used is booked at 0.
     """
     rates_id, nano = _charge(rates, usage)
-    if not nano and not rates.free and quantities(usage):
+    if not nano and not rates.free and not usage.empty:
         raise Unpriced(f"{rates_id} makes it 0, and is not declared free")
     return rates_id, nano
 

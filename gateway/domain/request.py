@@ -84,6 +84,11 @@ class Usage:
     contradiction: str | None = None
 
     @property
+    def empty(self) -> bool:
+        """Nothing was metered."""
+        return not (self.uncached or self.cached or self.output or self.others)
+
+    @property
     def prompt(self) -> int:
         """Tokens of the whole prompt, however they are billed."""
         counted = self.uncached + self.cached

@@ -167,6 +167,9 @@ def _engine(text: str) -> AsyncEngine:
                     "application_name": "weighbridge",
                     "statement_timeout": str(_STATEMENT_S_MAX * 1000),
                     "jit": "off",
+                    # One plan for any values cannot know how little of a period a page is, and
+                    # reads all of it for each page from the sixth on.
+                    "plan_cache_mode": "force_custom_plan",
                 },
             },
             **json,
@@ -199,16 +202,6 @@ async def take_turn(connection: AsyncConnection, queue: str = "") -> None:
         await connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": lock})
     else:
         await connection.execute(sa.delete(keys).where(sa.false()))  # takes the write lock
-
-
-async def plan_each_time(connection: AsyncConnection) -> None:
-    """For those who read page by page, until the transaction's end.
-
-    From the sixth execution on Postgres may take one plan for any values: it cannot know how
-    little of the period a page is, and reads all of it for each.
-    """
-    if connection.dialect.name == "postgresql":
-        await connection.execute(sa.text("SET LOCAL plan_cache_mode = force_custom_plan"))
 
 
 @asynccontextmanager

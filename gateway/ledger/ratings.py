@@ -32,7 +32,6 @@ from gateway.domain.catalog import Target
 from gateway.domain.errors import NotFound
 from gateway.domain.money import Unpriced
 from gateway.domain.rating import charge, metered
-from gateway.ledger.connect import plan_each_time
 from gateway.ledger.prices import PriceBook
 from gateway.ledger.store import Store, attempts, corrections, now_us, rating_runs, requests
 from gateway.ledger.versions import Versions
@@ -245,7 +244,6 @@ async def apply(
     """
     made = Rerating(book_at_us=by.at_us)
     async with store.turn("ratings") as connection:
-        await plan_each_time(connection)
         newest = await connection.scalar(sa.select(sa.func.max(rating_runs.c.number)))
         number = (newest or 0) + 1
 

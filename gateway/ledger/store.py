@@ -39,7 +39,6 @@ from gateway.ledger.connect import (
     current,
     in_our_words,
     normalise,
-    plan_each_time,
     take_turn,
     transaction,
     upgrade,
@@ -190,7 +189,6 @@ class Store:
             with in_our_words():
                 connection = await stack.enter_async_context(self._engine.connect())
                 await as_of_now(connection, read_only=True)
-                await plan_each_time(connection)
                 await connection.execute(sa.select(workers.c.id).limit(1))  # from here on
             yield Snapshot(connection)
 

@@ -5,8 +5,7 @@ say it: rates on a marginal scale, and days that begin within an hour.
 
 INVARIANTS
 - An attempt belongs to the hour in which its request arrived, as everywhere in the ledger.
-- Sums of attempts and of their further meters are of the same attempts: a stretch under which rows
-  arrived is read again.
+- Sums of attempts and of their further meters are of the same attempts: one snapshot has both.
 - What metered nothing and cost nothing is in no group.
 """
 
@@ -36,7 +35,6 @@ from gateway.ledger.store import (
 from gateway.reports.meter_lines import Metered
 
 PAGE_ROWS: Final = 5_000
-ROUNDS_MAX: Final = 4
 _IDS_MAX: Final = 5_000  # of one question
 
 _SUMS: Final = (
@@ -114,14 +112,10 @@ class Meters:
 
         Raises StoreUnavailable.
         """
-        for _ in range(ROUNDS_MAX):
-            seen = await self._seen(since_us, until_us)
-            attempts = await self._select(attempt_hours, _SUMS, since_us, until_us, step_us)
-            others = await self._select(
-                other_meter_hours, ("quantity",), since_us, until_us, step_us, "meter"
-            )
-            if await self._seen(since_us, until_us) == seen:
-                break
+        span = since_us, until_us, step_us
+        async with self._store.snapshot() as view:
+            attempts = await view.select(_summed(attempt_hours, _SUMS, *span))
+            others = await view.select(_summed(other_meter_hours, ("quantity",), *span, "meter"))
         await self._learn([*attempts, *others])
         found: Groups = {}
         for row in attempts:
@@ -265,31 +259,6 @@ class Meters:
             one[1] += int(row["delta"])
         return [Corrected(*key, *one) for key, one in sums.items()]
 
-    async def _seen(self, since_us: int, until_us: int) -> int:
-        h = attempt_hours.c
-        query = sa.select(sa.func.coalesce(sa.func.sum(h.rows), 0).label("n"))
-        (row,) = await self._store.select(query.where(*_between(h.hour_us, since_us, until_us)))
-        return int(row["n"])
-
-    async def _select(
-        self,
-        table: sa.Table,
-        sums: Sequence[str],
-        since_us: int,
-        until_us: int,
-        step_us: int,
-        *also: str,
-    ) -> list[dict[str, Any]]:
-        c = table.c
-        at = _step(c.hour_us, step_us)
-        more = [c[name] for name in ("request_dimension", "attempt_dimension", *also)]
-        query = (
-            sa.select(at.label("at"), *more, *(sa.func.sum(c[name]).label(name) for name in sums))
-            .where(*_between(c.hour_us, since_us, until_us))
-            .group_by(at, *more)
-        )
-        return await self._store.select(query)
-
     async def _learn(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Ask for the dimensions that were not seen yet."""
         r, a = request_dimensions.c, attempt_dimensions.c
@@ -327,6 +296,25 @@ _PLACE: Final = (
     attempt_facts.c.request_id,
     attempt_facts.c.number,
 )
+
+
+def _summed(
+    table: sa.Table,
+    sums: Sequence[str],
+    since_us: int,
+    until_us: int,
+    step_us: int,
+    *also: str,
+) -> sa.Select[Any]:
+    """Of a roll-up by step and dimensions."""
+    c = table.c
+    at = _step(c.hour_us, step_us)
+    more = [c[name] for name in ("request_dimension", "attempt_dimension", *also)]
+    return (
+        sa.select(at.label("at"), *more, *(sa.func.sum(c[name]).label(name) for name in sums))
+        .where(*_between(c.hour_us, since_us, until_us))
+        .group_by(at, *more)
+    )
 
 
 def _facts(*also: Any) -> sa.Select[Any]:

@@ -46,16 +46,6 @@ pytestmark = pytest.mark.xdist_group("reports")
 GROUPS = [("team",), ("backend", "model"), ("service_tier",), ("day", "kind"), ("policy",)]
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-async def store(request, tmp_path):
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
-    if request.param == "postgres":
-        url = request.getfixturevalue("postgres_url")
-    made = await Store.connect(url)
-    yield made
-    await made.close()
-
-
 @pytest.fixture
 def records() -> list[RequestRecord]:
     return list(month(500, seed=9))

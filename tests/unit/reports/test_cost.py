@@ -14,7 +14,6 @@ import pytest
 import sqlalchemy as sa
 
 from gateway.domain.outcome import Outcome, RequestRecord
-from gateway.ledger.store import Store
 from gateway.reports import definition as d
 from gateway.reports import sums
 from gateway.reports.cost import cost
@@ -35,16 +34,6 @@ ALL = d.Definition(
     kinds=KINDS,
     compare=False,
 )
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-async def store(request, tmp_path):
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
-    if request.param == "postgres":
-        url = request.getfixturevalue("postgres_url")
-    made = await Store.connect(url)
-    yield made
-    await made.close()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from gateway.domain.money import TOKEN_METERS
 from gateway.ledger.journal import _encode
-from gateway.ledger.store import Store, attempt_facts, corrections, request_facts
+from gateway.ledger.store import attempt_facts, corrections, request_facts
 from gateway.reports import definition as d
 from gateway.reports.focus.columns import SKU_METERS, columns
 from gateway.reports.focus.export import Summary, Wanted, export
@@ -31,16 +31,6 @@ PERIOD = d.Period(since_us=NOVEMBER_US, until_us=NOVEMBER_US + MONTH_US, zone="U
 MONTH = Wanted(period=PERIOD, organization="Acme")
 NOW = dt.datetime(2026, 12, 2, tzinfo=dt.UTC)
 NANO = Decimal(10) ** 9
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-async def store(request, tmp_path):
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
-    if request.param == "postgres":
-        url = request.getfixturevalue("postgres_url")
-    made = await Store.connect(url)
-    yield made
-    await made.close()
 
 
 @pytest.fixture

@@ -36,16 +36,6 @@ FILTERS = (("team", "search"), ("team", ""), ("alias", "fast"), ("backend", "ope
            ("app", "web"), ("answered_by", "fireworks"))  # fmt: skip
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-async def store(request, tmp_path):
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
-    if request.param == "postgres":
-        url = request.getfixturevalue("postgres_url")
-    made = await Store.connect(url)
-    yield made
-    await made.close()
-
-
 @pytest.fixture
 def records() -> list[RequestRecord]:
     return list(month(700, seed=3))

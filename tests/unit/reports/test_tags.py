@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from gateway.ledger.journal import _encode
-from gateway.ledger.store import Store
 from gateway.reports import definition as d
 from gateway.reports.cost import cost
 from gateway.reports.rows import pages
@@ -21,16 +20,6 @@ NAMES = (
     *("a.b", 'q"x', '"', "ö", "o\u0308", "\u202ex", "😀", "a b", " ", "$", "$.x", "a'b", "''", "0"),
     *("x\\y", "\\", '\\"', "[0]", "*", "%", "?", ":name", "--", "/*", "{}", "#-1", "\x01"),
 )
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-async def store(request, tmp_path):
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
-    if request.param == "postgres":
-        url = request.getfixturevalue("postgres_url")
-    made = await Store.connect(url)
-    yield made
-    await made.close()
 
 
 async def test_a_tag_is_found_whatever_is_in_its_name(store):
