@@ -70,6 +70,80 @@ class Model:
     licence: str | None = None
 
 
+class Speaks(StrEnum):
+    """What an engine's `/metrics` and control endpoints look like."""
+
+    VLLM = "vllm"
+    SGLANG = "sglang"
+    LLAMACPP = "llamacpp"
+    ROUTER = "router"  # vllm-router, production-stack, llm-d: one address before many engines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """When an engine is full. It is never asked for more KV cache than `kv_used_max` of it.
+
+    A request for which there is no room waits here: up to `queue_ms_max` while others could take
+    it, up to `wait_ms_max` where nobody else can.
+    """
+
+    kv_used_max: float = 0.9
+    queue_ms_max: int = 500
+    wait_ms_max: int = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """How long an engine takes to be ready, and how it comes back.
+
+    `weights_gb` read at `read_gb_per_s` make the forecast until starts were seen. A start that
+    takes longer than `ready_s_max` has failed. After it, traffic returns over `ramp_s`.
+    """
+
+    weights_gb: float | None = None
+    read_gb_per_s: float | None = None
+    ready_s_max: int = 1_200
+    ramp_s: int = 60
+
+
+class Waker(StrEnum):
+    """How a sleeping engine is woken."""
+
+    NONE = "none"
+    VLLM = "vllm"  # POST /wake_up and /sleep of a vLLM started with sleep mode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sleep:
+    """`idle_s` without a request, outside of the hours a policy keeps it warm, puts it to sleep;
+    None never does. `level` is vLLM's: 1 keeps the weights in host memory, 2 drops them."""
+
+    wake: Waker = Waker.NONE
+    idle_s: int | None = None
+    level: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What stands behind a backend of our own, and how it is read.
+
+    `kv_tokens` (of one replica) and `running_max` are for engines that do not say. `metrics_path`
+    is on the origin of each replica; `metrics_url` where a port of its own has them.
+    `cache_salt`: tenants never share a prefix cache.
+    """
+
+    speaks: Speaks = Speaks.VLLM
+    metrics_path: str = "/metrics"
+    metrics_url: str | None = None
+    read_every_ms: int = 500
+    kv_tokens: int | None = None
+    running_max: int | None = None
+    cache_salt: bool = False
+    admission: Admission = Admission()
+    start: Start = Start()
+    sleep: Sleep = Sleep()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
     """A place that serves models.
@@ -81,6 +155,8 @@ class Backend:
     `simulated`: a stand-in, labelled wherever it shows. `query` is appended to every URL
     (Azure's api-version). `vendor` is litellm's provider name on that wire, where an empty
     `base_url` means the vendor's own address. `health_path` is absolute on the origin.
+    `replicas` are this backend once for each of its engines, with that one's `base_url` and name
+    in `replica`; empty where there is but one place. `pool` names who pays for its GPUs.
     """
 
     name: str
@@ -89,6 +165,10 @@ class Backend:
     base_url: str
     models: Mapping[str, Model]
     clearance: int
+    replica: str = ""
+    replicas: tuple[Backend, ...] = ()
+    engine: Engine | None = None
+    pool: str | None = None
     secret: str | None = None
     configured: bool = True
     auth_header: str = "authorization"
@@ -102,6 +182,16 @@ class Backend:
     data: DataTerms = field(default_factory=DataTerms)
     limits: Limits = field(default_factory=Limits)
     why_unconfigured: str | None = None
+
+    @property
+    def places(self) -> tuple[Backend, ...]:
+        """Where a request to it can be sent: its replicas, or itself."""
+        return self.replicas or (self,)
+
+    @property
+    def seen_as(self) -> str:
+        """The name what was observed of it goes by: `backend#replica`, or just `backend`."""
+        return f"{self.name}#{self.replica}" if self.replica else self.name
 
 
 @dataclass(frozen=True, slots=True)

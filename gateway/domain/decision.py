@@ -14,6 +14,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from gateway.domain.catalog import Target
+from gateway.domain.engine import Phase, Room
 from gateway.domain.request import Capability, Endpoint
 
 
@@ -35,6 +36,7 @@ class Rule(StrEnum):
     COOLING = "cooling"
     UNHEALTHY = "unhealthy"
     CAPACITY = "capacity"
+    ROOM = "room"  # of its engines none is up, or none will have room in time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,7 @@ class Facts:
     request, so that an unknown price is no candidate. `service_tier` is what the caller asks for,
     None for the standard one. `reverted` are the routes whose canary was taken back. `pinned` is
     the target the session last used, `incumbent` what this alias last went to.
+    `hits` are the prompt tokens expected in the KV cache of a replica, by `Backend.seen_as`.
     `bucket` (0..9999) is stable for a session: it decides who is in a share (canary).
     `tie_break` orders equals, derived from the request id so that load spreads and replays agree.
     """
@@ -74,6 +77,7 @@ class Facts:
     bucket: int = 0
     tie_break: int = 0
     service_tier: str | None = None
+    hits: Mapping[str, int] = field(default_factory=dict)
 
 
 class Tails(NamedTuple):
@@ -93,7 +97,8 @@ class BackendView:
     prompt tokens, around prompts of `ttft_prompt_tokens` (the window's median). `cached_share` is
     the share of the prompt that pinned requests found cached (0..1). `retry_after_s` is set while
     the breaker is open or a Retry-After runs. `queue` (requests waiting) and `kv_used` (share of
-    the KV cache, 0..1) are the engine's own readings, None where it gives none.
+    the KV cache, 0..1) are the engine's own readings, None where it gives none. `rooms` has what
+    each of its engines can take, nothing for a backend without `engine`.
     """
 
     healthy: bool = True
@@ -110,6 +115,7 @@ class BackendView:
     ttft_per_1k_ms: float = 0.0
     ttft_prompt_tokens: int = 0
     cached_share: float | None = None
+    rooms: tuple[Room, ...] = ()
 
 
 Snapshot = Mapping[str, BackendView]
@@ -133,6 +139,7 @@ class Candidate:
     `cost_nano_usd` is the predicted cost, None where unpriced; `latency_ms` the predicted
     end-to-end time, None before anything was measured. `score` is what the route's objective
     compared (lower is better), None where it could not or where the order of the alias decides.
+    `patience_ms` is how long the request may wait here for room in the backend's engine.
     `misses` are the service levels this target is predicted to miss, `metric@percentile`.
     """
 
@@ -143,6 +150,7 @@ class Candidate:
     latency_ms: float | None
     score: float | None = None
     misses: tuple[str, ...] = ()
+    patience_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +180,7 @@ _view = attrgetter(
 # Of the facts, those that are left out where they say nothing.
 _SELDOM = (
     *("key_id", "tags", "privacy", "stream", "cached_tokens"),
-    *("spent", "priced_only", "reverted", "pinned", "incumbent", "service_tier"),
+    *("spent", "priced_only", "reverted", "pinned", "incumbent", "service_tier", "hits"),
 )
 _seldom = attrgetter(*_SELDOM)
 _NO_TAILS = (None, None, None)
@@ -261,6 +269,7 @@ def _facts_in(given: Mapping[str, Any]) -> Facts:
         bucket=given.get("bucket", 0),
         tie_break=given.get("tie_break", 0),
         service_tier=given.get("service_tier"),
+        hits=given.get("hits", {}),
     )
 
 
@@ -275,6 +284,8 @@ def _view_out(view: BackendView) -> tuple[object, ...]:
     values = _view(view)
     ttft, tpot = view.ttft_tails or _NO_TAILS, view.tpot_tails or _NO_TAILS
     whole: tuple[object, ...] = (*values[:3], *ttft, *tpot, *values[3:])
+    if view.rooms:
+        return (*whole, [list(room) for room in view.rooms])
     end = len(whole)
     for cut, rest in _CUTS:
         if whole[cut:] != rest:
@@ -300,7 +311,15 @@ def _view_in(given: list[Any]) -> BackendView:
         healthy=values[15],
         cooling=values[16],
         retry_after_s=_float(values[17]),
+        rooms=tuple(map(_room, values[18])) if len(values) > 18 else (),
     )
+
+
+def _room(given: list[Any]) -> Room:
+    known = dict(zip(Room._fields, given, strict=False))  # a newer version may know more
+    for name in ("ready_in_s", "ramp", "prefill_tps", "tpot_ms"):
+        known[name] = _float(known.get(name, Room._field_defaults[name]))
+    return Room(**{**known, "phase": Phase(known["phase"])})
 
 
 def _float(value: float | None) -> float | None:

@@ -16,20 +16,25 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from gateway.domain.catalog import (
+    Admission,
     Alias,
     Backend,
     Catalog,
     DataTerms,
     DetectorPlugin,
+    Engine,
     Equivalence,
     Kind,
     Limits,
     Model,
+    Sleep,
     StandIn,
+    Start,
     Target,
 )
 from gateway.policy.catalog_file import (
@@ -38,6 +43,7 @@ from gateway.policy.catalog_file import (
     CatalogFile,
     ClearanceFile,
     DataFile,
+    EngineFile,
     ModelFile,
 )
 from gateway.policy.detect import CONTENT
@@ -180,8 +186,44 @@ def _check_backend(backend: BackendFile, path: Path, file: CatalogFile, findings
         findings.problem((*path, "wire"), "litellm_sdk needs 'vendor'", "for example anthropic")
     if backend.wire != "litellm_sdk" and backend.vendor is not None:
         findings.problem((*path, "vendor"), f"has no meaning on {backend.wire}", key=True)
-    if backend.base_url or backend.wire == "openai_http":
-        _check_url(backend, (*path, "base_url"), findings)
+    if backend.replicas:
+        _check_replicas(backend, path, findings)
+    elif backend.base_url or backend.wire == "openai_http":
+        _check_url(backend.base_url, (*path, "base_url"), backend, findings)
+    if backend.engine is not None:
+        _check_engine(backend, backend.engine, path, findings)
+
+
+def _check_engine(backend: BackendFile, engine: EngineFile, path: Path, findings: Findings) -> None:
+    if backend.wire != "openai_http":
+        findings.problem((*path, "engine"), f"has no meaning on {backend.wire}", key=True)
+    if engine.metrics_url is not None:
+        at = (*path, "engine", "metrics_url")
+        _check_url(engine.metrics_url, at, backend, findings)
+        if backend.replicas:
+            findings.problem(at, "one page for several replicas", "set it for each replica")
+
+
+def _check_replicas(backend: BackendFile, path: Path, findings: Findings) -> None:
+    if backend.base_url:
+        findings.problem(
+            (*path, "base_url"), "stands beside replicas", "leave one of the two out", key=True
+        )
+    if backend.wire != "openai_http":
+        findings.problem((*path, "replicas"), f"has no meaning on {backend.wire}", key=True)
+    addresses: dict[str, str] = {}
+    for name, replica in backend.replicas.items():
+        at = (*path, "replicas", name)
+        if not _BACKEND.fullmatch(name):
+            findings.problem(
+                at, f"'{name}' is no name for a replica", "use a-z, 0-9, ., - and _", key=True
+            )
+        _check_url(replica.base_url, (*at, "base_url"), backend, findings)
+        if replica.metrics_url is not None:
+            _check_url(replica.metrics_url, (*at, "metrics_url"), backend, findings)
+        first = addresses.setdefault(replica.base_url.rstrip("/"), name)
+        if first != name:
+            findings.problem((*at, "base_url"), f"the same address as replica '{first}'")
 
 
 def _check_clearance(
@@ -282,9 +324,9 @@ def _check_header(name: str, path: Path, findings: Findings) -> None:
         findings.problem(path, "carries a secret", "use secret and auth_header", key=True)
 
 
-def _check_url(backend: BackendFile, path: Path, findings: Findings) -> None:
+def _check_url(address: str, path: Path, backend: BackendFile, findings: Findings) -> None:
     try:
-        url = urlsplit(backend.base_url)
+        url = urlsplit(address)
         host, _ = url.hostname or "", url.port
     except ValueError as error:
         findings.problem(path, f"not a URL: {error}")
@@ -369,11 +411,13 @@ def _backend(
         why = SWITCHED_OFF
     elif file.secret is not None and not secret_present(file.secret):
         why = f"{file.secret} is not set"
-    return Backend(
+    whole = Backend(
         name=name,
         kind=file.kind,
         wire=file.wire,
         base_url=file.base_url.rstrip("/"),
+        engine=None if file.engine is None else _engine(file.engine),
+        pool=file.pool,
         models={model: _model(model, entry) for model, entry in file.models.items()},
         clearance=rank[file.cleared_for] if file.cleared_for else 0,
         secret=file.secret,
@@ -389,6 +433,25 @@ def _backend(
         data=_data(file.data),
         limits=Limits(**file.limits.model_dump()),
         why_unconfigured=why,
+    )
+    return replace(whole, replicas=tuple(_replicas(whole, file)))
+
+
+def _replicas(whole: Backend, file: BackendFile) -> Iterator[Backend]:
+    for name, entry in file.replicas.items():
+        engine = whole.engine
+        if engine is not None and entry.metrics_url is not None:
+            engine = replace(engine, metrics_url=entry.metrics_url)
+        yield replace(whole, replica=name, base_url=entry.base_url.rstrip("/"), engine=engine)
+
+
+def _engine(file: EngineFile) -> Engine:
+    plain = file.model_dump(exclude={"admission", "start", "sleep"})
+    return Engine(
+        **plain,
+        admission=Admission(**file.admission.model_dump()),
+        start=Start(**file.start.model_dump()),
+        sleep=Sleep(**file.sleep.model_dump()),
     )
 
 

@@ -9,13 +9,26 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gateway.domain.catalog import PLUGIN_MS_MAX, SCAN_BYTES_MAX, Kind, Limits, StandIn
+from gateway.domain.catalog import (
+    PLUGIN_MS_MAX,
+    SCAN_BYTES_MAX,
+    Admission,
+    Engine,
+    Kind,
+    Limits,
+    Sleep,
+    Speaks,
+    StandIn,
+    Start,
+    Waker,
+)
 from gateway.domain.request import Capability, Endpoint
 from gateway.policy.detect import CONTENT
 from gateway.policy.detectors import DETECTORS
 from gateway.policy.source import Strict
 
 _DEFAULT = Limits()
+_ENGINE, _ADMISSION, _START, _SLEEP = Engine(), Admission(), Start(), Sleep()
 _MS_MAX = 3_600_000
 
 Count = Annotated[int, Field(ge=1, le=100_000_000)]
@@ -95,6 +108,100 @@ class ModelFile(Strict):
     )
 
 
+class AdmissionFile(Strict):
+    """When an engine is full, and how long a request waits for room."""
+
+    kv_used_max: float = Field(
+        default=_ADMISSION.kv_used_max,
+        gt=0,
+        le=1,
+        description="Share of the KV cache we fill; the rest is for answers that grow longer.",
+    )
+    queue_ms_max: int = Field(
+        default=_ADMISSION.queue_ms_max,
+        ge=0,
+        le=_MS_MAX,
+        description="A request waits here so long for room while another backend could take it.",
+    )
+    wait_ms_max: int = Field(
+        default=_ADMISSION.wait_ms_max,
+        ge=0,
+        le=_MS_MAX,
+        description="The same where nobody else can; then it is refused, with Retry-After.",
+    )
+
+
+class StartFile(Strict):
+    """How long an engine takes to be ready, and how traffic comes back to it."""
+
+    weights_gb: float | None = Field(
+        default=None, gt=0, le=100_000, description="On disk; for the forecast of a first start."
+    )
+    read_gb_per_s: float | None = Field(
+        default=None, gt=0, le=1_000, description="What its storage reads a second."
+    )
+    ready_s_max: int = Field(
+        default=_START.ready_s_max, ge=1, le=86_400, description="A longer start has failed."
+    )
+    ramp_s: int = Field(
+        default=_START.ramp_s, ge=0, le=86_400, description="Traffic returns over so long."
+    )
+
+
+class SleepFile(Strict):
+    """vLLM's sleep mode."""
+
+    wake: Waker = Field(
+        default=_SLEEP.wake,
+        description="vllm: woken by the first request that wants it. Needs vLLM's sleep mode and "
+        "its development endpoints, on a private address.",
+    )
+    idle_s: int | None = Field(
+        default=None, ge=1, le=86_400 * 7, description="Put to sleep after so long idle."
+    )
+    level: Literal[1, 2] = Field(
+        default=1, description="1 keeps the weights in host memory, 2 drops them."
+    )
+
+
+class EngineFile(Strict):
+    """What stands behind a backend of our own, and how it is read."""
+
+    speaks: Speaks = Field(
+        default=_ENGINE.speaks,
+        description="What its metrics look like. router: one address before many engines.",
+    )
+    metrics_path: str = Field(
+        default=_ENGINE.metrics_path,
+        pattern=r"^/",
+        max_length=200,
+        description="On the origin of each replica.",
+    )
+    metrics_url: str | None = Field(
+        default=None, max_length=500, description="Where a port of its own has the metrics."
+    )
+    read_every_ms: int = Field(default=_ENGINE.read_every_ms, ge=50, le=60_000)
+    kv_tokens: Count | None = Field(
+        default=None, description="KV cache of one replica, where the engine does not say."
+    )
+    running_max: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+        default=None, description="Its --max-num-seqs, where the engine does not say."
+    )
+    cache_salt: bool = Field(
+        default=False, description="Tenants never share a prefix cache (vLLM's cache_salt)."
+    )
+    admission: AdmissionFile = AdmissionFile()
+    start: StartFile = StartFile()
+    sleep: SleepFile = SleepFile()
+
+
+class ReplicaFile(Strict):
+    """One of several engines of a backend."""
+
+    base_url: str = Field(min_length=1, max_length=500)
+    metrics_url: str | None = Field(default=None, max_length=500)
+
+
 class BackendFile(Strict):
     """A place that serves models."""
 
@@ -105,6 +212,16 @@ class BackendFile(Strict):
         max_length=500,
         description="Up to the path above /chat/completions. Optional on litellm_sdk.",
     )
+    replicas: dict[str, ReplicaFile] = Field(
+        default={},
+        max_length=256,
+        description="Several engines with the same model and terms, by name; instead of base_url.",
+    )
+    engine: EngineFile | None = Field(
+        default=None,
+        description="An engine of our own: its metrics are read, and it is never overfilled.",
+    )
+    pool: str | None = Field(default=None, description="Who pays for its GPUs; below `pools`.")
     enabled: bool = Field(default=True, description="false: listed, never routed to.")
     secret: str | None = Field(
         default=None, max_length=500, description="env:NAME or file:/path; never the secret itself."

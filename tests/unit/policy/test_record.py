@@ -21,6 +21,7 @@ from gateway.domain.decision import (
     recalled,
     record,
 )
+from gateway.domain.engine import Phase, Room
 from gateway.domain.request import Capability, Endpoint
 
 NAMES = ("a", "b", "c")
@@ -28,6 +29,24 @@ words = st.text(st.characters(codec="utf-8"), max_size=8)
 times = st.floats(0, 1e18, allow_nan=False)
 tails = st.none() | st.builds(Tails, times, times, times)
 targets = st.builds(Target, st.sampled_from(NAMES), st.sampled_from(["m", "org/m"]))
+counts = st.none() | st.integers(0, 10**6)
+rooms = st.builds(
+    Room,
+    replica=words,
+    phase=st.sampled_from(Phase),
+    open=st.booleans(),
+    ready_in_s=st.none() | times,
+    ramp=st.floats(0, 1),
+    in_flight=st.integers(0, 5000),
+    in_flight_max=counts,
+    kv_tokens=counts,
+    kv_free=counts,
+    waiting=counts,
+    prefill_tokens=st.integers(0, 10**6),
+    prefill_tps=st.none() | times,
+    tpot_ms=st.none() | times,
+    read_ms=counts,
+)
 view_fields = {
     "healthy": st.booleans(),
     "circuit": st.sampled_from(["closed", "open", "half_open"]),
@@ -43,6 +62,7 @@ view_fields = {
     "ttft_per_1k_ms": times,
     "ttft_prompt_tokens": st.integers(0, 10**6),
     "cached_share": st.none() | st.floats(0, 1),
+    "rooms": st.lists(rooms, max_size=3).map(tuple),
 }
 fact_fields = {
     "alias": words,
@@ -65,6 +85,7 @@ fact_fields = {
     "bucket": st.integers(0, 9999),
     "tie_break": st.integers(0, 2**64 - 1),
     "service_tier": st.none() | words.filter(bool),
+    "hits": st.dictionaries(words, st.integers(0, 10**6), max_size=3),
 }
 all_views = st.builds(BackendView, **view_fields)
 all_facts = st.builds(Facts, **fact_fields)
@@ -129,9 +150,10 @@ def test_older_and_newer_records_are_read():
     facts = {"alias": "chat", "endpoint": "chat/completions", "prompt_tokens": 1}
     given = {"facts": {**facts, "output_tokens": 2, "mood": "good"}, "future": [1]}
     assert recalled(given) == (SOME, {})
-    longer = [*range(14), "open", True, False, 3, "of the future"]
+    longer = [*range(14), "open", True, False, 3, [["b", "warm", 1]], "of the future"]
     seen = recalled({**given, "views": {"a": longer}})[1]["a"]
     assert (seen.circuit, seen.retry_after_s) == ("open", 3.0)
+    assert seen.rooms == (Room("b"),)
 
 
 def test_a_whole_float_that_a_store_gave_back_as_an_integer_is_a_float_again():
