@@ -377,6 +377,7 @@ class _Switch:
         self._dispatch.telemetry.aliases = frozenset(bundle.catalog.aliases)
         self.stop()
         backends = list(bundle.catalog.backends.values())
+        self._dispatch.entrance.adopt(backends)
         self._probing = self._tasks.start(
             probe_forever(self._dispatch.fleet, backends, self._wires.probe), "health"
         )

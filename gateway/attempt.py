@@ -23,6 +23,7 @@ from gateway.domain.money import Rates, Unpriced
 from gateway.domain.outcome import AttemptRecord, Outcome, RequestRecord
 from gateway.domain.rating import charge
 from gateway.domain.request import CHARS_PER_TOKEN, ModelRequest, Usage
+from gateway.fleet.entrance import Ticket
 from gateway.policy.language import Timeouts
 
 log = logging.getLogger("weighbridge")
@@ -51,7 +52,10 @@ class Progress:
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """One attempt under way. `started` and `total_until` in monotonic seconds."""
+    """One attempt under way. `started` and `total_until` in monotonic seconds.
+
+    `backend` is the very replica it goes to, with the `ticket` that lets it in.
+    """
 
     candidate: Candidate
     backend: Backend
@@ -60,6 +64,7 @@ class Attempt:
     started: float
     total_until: float = 0.0
     reply: Reply | None = None
+    ticket: Ticket | None = None
     progress: Progress = field(default_factory=Progress)
     ended: bool = False
 
@@ -80,6 +85,8 @@ class Attempt:
             return False
         self.ended = True
         self._close()
+        if self.ticket is not None:
+            self.ticket.leave()
         self.record.outcome = outcome.value
         self.record.duration_us = us(now - self.started)
         return True

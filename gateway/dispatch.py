@@ -30,6 +30,7 @@ from gateway.domain.caller import Caller
 from gateway.domain.catalog import Backend, Catalog, Target
 from gateway.domain.decision import Candidate, Decision, Facts, Rule, Snapshot
 from gateway.domain.decision import record as decision_record
+from gateway.domain.engine import Need, Phase
 from gateway.domain.errors import (
     AllAttemptsFailed,
     BudgetSpent,
@@ -51,6 +52,7 @@ from gateway.domain.money import Rates
 from gateway.domain.outcome import AttemptRecord, Outcome, RequestRecord
 from gateway.domain.request import ModelRequest
 from gateway.fleet.canary import Canaries
+from gateway.fleet.entrance import Entrance, Ticket
 from gateway.fleet.history import OutputHistory
 from gateway.fleet.observed import Fleet
 from gateway.ledger.prices import PriceBook
@@ -126,6 +128,9 @@ class Trip:
     pinned: Target | None = None
     admission: Admission = NOTHING
     route: Route | None = None
+    need: Need = Need(0, 0)
+    hits: Mapping[str, int] = field(default_factory=dict)
+    sent: list[tuple[int, str, int, int]] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
     settled: bool = False
 
@@ -248,12 +253,16 @@ class Dispatch:
     gate: Gate = field(default_factory=Unlimited)
     canaries: Canaries = field(default_factory=Canaries)
     outputs: OutputHistory = field(default_factory=OutputHistory)
+    entrance: Entrance = field(init=False)
     in_flight: int = 0
     _tasks: TaskOwner = field(default_factory=lambda: TaskOwner("dispatch"))
     _shadows: int = 0
     _budgets: dict[tuple[str, str], _Budgets] = field(default_factory=dict)
     _budgets_for: str = ""
     _incumbents: dict[str, Target] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.entrance = Entrance(self.fleet, self.clock)
 
     def now(self) -> float:
         return self.clock.monotonic()
@@ -307,8 +316,11 @@ class Dispatch:
         )
         record.privacy_class = rules.catalog.privacy_classes[trip.privacy]
         await self._recall_and_hold(trip, session, fixed=len(alias.targets) < 2)
-        snapshot = self.fleet.snapshot((t.backend for t in alias.targets), self.now())
+        now = self.now()
+        snapshot = self.fleet.snapshot((t.backend for t in alias.targets), now)
+        snapshot = self.entrance.rooms.into(snapshot, now)
         facts = self._facts(trip, snapshot)
+        trip.need = Need(facts.prompt_tokens, facts.output_tokens)
         decision = rules.router.decide(facts, snapshot)
         if not decision.order and (spare := self.fleet.last_resort(snapshot)) is not None:
             snapshot, decision = spare, rules.router.decide(facts, spare)
@@ -384,6 +396,7 @@ class Dispatch:
             bucket=hash_of(_number(trip.session) if trip.session else tie_break) % SHARE_OF,
             tie_break=tie_break,
             service_tier=request.service_tier,
+            hits=trip.hits,
         )
 
     def _check_priority(self, route: Route) -> None:
@@ -402,7 +415,7 @@ class Dispatch:
         failed: Sequence[BaseException]
         waiting = deque(decision.order)
         while (candidate := self._next(waiting, known=not failures)) is not None:
-            if failures and not budgets.retries.spend(self.now()):
+            if failures and trip.attempts and not budgets.retries.spend(self.now()):
                 # No retry of ours any more, so none of the SDK's either: it would go on for us.
                 raise AllAttemptsFailed(failures[-1].message, failures=tuple(failures))
             try:
@@ -417,6 +430,8 @@ class Dispatch:
                 if not (isinstance(failure, UpstreamError) and failure.retryable):
                     raise failure
                 failures.append(failure)
+            if self._has_another(trip, candidate, route):
+                waiting.appendleft(candidate)
         if len(failures) == 1:
             raise failures[0]
         raise AllAttemptsFailed(
@@ -432,6 +447,32 @@ class Dispatch:
             if known or self.fleet.may_send(candidate.target.backend, self.now()):
                 return candidate
         return None
+
+    def _has_another(self, trip: Trip, candidate: Candidate, route: Route) -> bool:
+        """Whether the backend that failed has an engine that is up and was not asked."""
+        tried = self._tried(trip, candidate.target.backend)
+        if not tried or len(trip.attempts) >= route.behaviour.attempts_max:
+            return False
+        rooms = self.entrance.rooms.of(candidate.target.backend, self.now())
+        return any(r.open and r.phase is Phase.WARM and r.name not in tried for r in rooms)
+
+    @staticmethod
+    def _tried(trip: Trip, backend: str) -> frozenset[str]:
+        return frozenset(a.backend.seen_as for a in trip.attempts if a.backend.name == backend)
+
+    async def _enter(self, trip: Trip, candidate: Candidate) -> Ticket | None:
+        """Room in an engine of the backend; None where it has none. Raises NoRoom."""
+        name = candidate.target.backend
+        if name not in self.entrance.rooms:
+            return None
+        backend, tried = trip.rules.catalog.backends[name], self._tried(trip, name)
+        return await self.entrance.enter(
+            backend,
+            trip.need,
+            trip.hits,
+            patience_s=candidate.patience_ms / 1000,
+            avoid=tried if len(tried) < len(backend.places) else frozenset(),
+        )
 
     def _budgets_of(self, rules: Rules, route: Route) -> _Budgets:
         """Per route, for as long as the same policy is in force."""
@@ -493,7 +534,8 @@ class Dispatch:
         request, route = trip.request, trip.route
         assert request is not None
         assert route is not None
-        attempt = self._open(trip, candidate, request, route, why)
+        ticket = await self._enter(trip, candidate)
+        attempt = self._open(trip, candidate, request, route, why, ticket)
         timeouts = route.behaviour.timeouts
         what = call(
             attempt,
@@ -502,7 +544,8 @@ class Dispatch:
             session=trip.session,
             timeouts=timeouts,
         )
-        self.fleet.sending(attempt.target.backend, attempt.started, what.first_chunk_s_max)
+        seen_as = attempt.backend.seen_as
+        self.fleet.sending(seen_as, attempt.started, what.first_chunk_s_max)
         held: list[bytes] = []
         try:
             reply = await self.wires[attempt.backend.wire].open(what)
@@ -511,7 +554,9 @@ class Dispatch:
                 attempt.progress.note(piece, self.now())
                 held.append(piece.data)
                 if piece.content or piece.finished:
-                    self.fleet.answering(attempt.target.backend)
+                    self.fleet.answering(seen_as)
+                    if ticket is not None:
+                        ticket.answered()
                     break
         except UpstreamError as error:
             self._failed(trip, attempt, error)
@@ -532,12 +577,18 @@ class Dispatch:
         return Answer(trip, attempt, first, reply.streamed, self)
 
     def _open(
-        self, trip: Trip, candidate: Candidate, request: ModelRequest, route: Route, why: str
+        self,
+        trip: Trip,
+        candidate: Candidate,
+        request: ModelRequest,
+        route: Route,
+        why: str,
+        ticket: Ticket | None,
     ) -> Attempt:
         """Write down that it is about to be made, before it is."""
         record, target = trip.record, candidate.target
         started = self.now()
-        backend = trip.rules.catalog.backends[target.backend]
+        backend = trip.rules.catalog.backends[target.backend] if ticket is None else ticket.place
         row = AttemptRecord(
             number=len(record.attempts) + 1,
             backend=target.backend,
@@ -550,12 +601,18 @@ class Dispatch:
             self.book.open(record)
         except BaseException:
             record.attempts.pop()  # it will not be made
+            if ticket is not None:
+                ticket.leave()
             raise
         record.attempt_count = row.number
         record.backend, record.model = target.backend, target.model
         if row.number == 1:
-            record.overhead_us = us(started - (trip.received or trip.started))
-        attempt = Attempt(candidate, backend, request, row, started)
+            waited_s = 0.0 if ticket is None else ticket.waited_s  # for room: not our work
+            record.overhead_us = us(started - (trip.received or trip.started) - waited_s)
+        attempt = Attempt(candidate, backend, request, row, started, ticket=ticket)
+        if ticket is not None and record.decision is not None:
+            trip.sent.append((row.number, backend.replica, us(ticket.waited_s), ticket.hit_tokens))
+            record.decision["sent"] = trip.sent
         attempt.total_until = started + total_s_max(backend, route.behaviour.timeouts)
         trip.attempts.append(attempt)
         return attempt
@@ -566,15 +623,15 @@ class Dispatch:
         What was `sent` may be billed there: the prompt counts, flagged as our estimate.
         """
         if attempt.end(self.now(), outcome):
-            self.fleet.ended(attempt.target.backend)
-            self.fleet.abandoned(attempt.target.backend)
+            self.fleet.ended(attempt.backend.seen_as)
+            self.fleet.abandoned(attempt.backend.seen_as)
             if sent:
                 attempt.weigh(trip.rates(attempt.target))
 
     def _failed(self, trip: Trip, attempt: Attempt, error: UpstreamError) -> None:
         """The backend failed before content: note it, on the row and against the backend."""
         rejected = isinstance(error, UpstreamRejected)
-        now, name = self.now(), attempt.target.backend
+        now, name = self.now(), attempt.backend.seen_as
         if not attempt.end(now, Outcome.REJECTED if rejected else Outcome.FAILED):
             return
         self.fleet.ended(name)
@@ -658,7 +715,7 @@ class Dispatch:
         """The committed attempt has ended: weigh it, and settle the trip with it."""
         trip, attempt, progress = answer.trip, answer.attempt, answer.attempt.progress
         record, row = trip.record, attempt.record
-        now, name = self.now(), attempt.target.backend
+        now, name = self.now(), attempt.backend.seen_as
         if attempt.end(now, outcome):
             self.fleet.ended(name)
         record.backend, record.model = attempt.target.backend, attempt.target.model
@@ -704,7 +761,9 @@ class Dispatch:
         record = trip.record
         if isinstance(error, RequestError | RateLimited | BudgetSpent):
             outcome = Outcome.REFUSED
-        elif isinstance(error, NoEligibleBackend | Overloaded | StoreUnavailable):
+        elif isinstance(error, NoEligibleBackend | Overloaded | StoreUnavailable) or (
+            not record.attempts and isinstance(error, UpstreamError | AllAttemptsFailed)
+        ):  # of an engine that was full nothing was asked
             outcome = Outcome.NO_ROUTE
         elif isinstance(error, UpstreamRejected):
             outcome = Outcome.REJECTED

@@ -38,6 +38,7 @@ TABLE: dict[type[e.GatewayError], tuple[int, str]] = {
     e.UpstreamRejected: (400, "invalid_request_error"),
     e.UpstreamRefused: (502, "upstream_error"),
     e.UpstreamBusy: (503, "upstream_error"),
+    e.NoRoom: (503, "server_error"),
     e.UpstreamTimeout: (504, "upstream_error"),
     e.UpstreamUnreachable: (502, "upstream_error"),
     e.UpstreamBroken: (502, "upstream_error"),

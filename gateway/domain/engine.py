@@ -52,7 +52,7 @@ class Reading:
 class Room(NamedTuple):
     """What one replica can still take, as of a snapshot; part of the view a decision is made on.
 
-    `replica` is its name within the backend, "" where there is but one. `open`: healthy, its
+    `name` is what it is observed as (`Backend.seen_as`). `open`: healthy, its
     circuit closed, not cooling. `ramp` (0..1) is the share of its usual traffic a replica that has
     just come back may take. `in_flight` is our own count, exact; `in_flight_max` what it takes at
     once, learnt or stated. `kv_free` is what is left of `kv_tokens` once all that we have sent, and
@@ -61,7 +61,7 @@ class Room(NamedTuple):
     engine's own queue. `read_ms` is the age of its last reading. None: not known.
     """
 
-    replica: str = ""
+    name: str
     phase: Phase = Phase.WARM
     open: bool = True
     ready_in_s: float | None = None

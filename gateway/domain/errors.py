@@ -22,6 +22,7 @@
     │   ├── UpstreamRejected    it understood us and refuses this very request: nobody else is asked
     │   ├── UpstreamRefused     our credentials or our configuration are wrong there
     │   ├── UpstreamBusy        429 or "at capacity", perhaps with a time to wait
+    │   │   └── NoRoom          an engine of our own is full; nothing was sent
     │   ├── UpstreamTimeout     connect, head, first chunk or gap between chunks took too long
     │   ├── UpstreamUnreachable no connection
     │   └── UpstreamBroken      5xx, garbage, an early end
@@ -226,6 +227,12 @@ class UpstreamBusy(UpstreamError):
     """429, or at capacity. `retry_after_s` where it said so."""
 
     code = "upstream_busy"
+
+
+class NoRoom(UpstreamBusy):
+    """An engine of our own is full: nothing was sent. `retry_after_s` is a forecast."""
+
+    code = "no_room"
 
 
 class UpstreamTimeout(UpstreamError):

@@ -11,7 +11,7 @@ figures that take work (quantiles, slopes) move at most every `REFRESH_S`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from math import inf
 
@@ -138,6 +138,34 @@ class _Observed:
         return min(times)
 
 
+class _Group(_Observed):
+    """A backend with several replicas: windows and counts of all, up while one of them is."""
+
+    __slots__ = ("members",)
+
+    def __init__(self, members: tuple[_Observed, ...]) -> None:
+        super().__init__()
+        self.members = members
+
+    def look(self, now: float) -> BackendView:
+        whole = super().look(now)
+        views = [m.view if now < m.stale_at else m.look(now) for m in self.members]
+        up = [v for v in views if v.healthy and not v.cooling and v.circuit != "open"]
+        waits = [v.retry_after_s for v in views if v.retry_after_s is not None]
+        self.view = replace(
+            whole,
+            healthy=any(v.healthy for v in views),
+            circuit=min((v.circuit for v in up or views), key=_CIRCUITS.index),
+            cooling=not up and any(v.cooling for v in views),
+            retry_after_s=min(waits) if waits and not up else None,
+        )
+        self.stale_at = min(self.stale_at, *(m.stale_at for m in self.members))
+        return self.view
+
+
+_CIRCUITS = ("closed", "half_open", "open")
+
+
 def _nobody(*_: object) -> None:
     """Until workers share what they see."""
 
@@ -150,6 +178,7 @@ class Fleet:
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._seen: dict[str, _Observed] = {name: _Observed() for name in names}
+        self._groups: dict[str, _Group] = {}  # by the name of a member
         self.on_cooled: Callable[[str, float], None] = _nobody
         self.on_opened: Callable[[str], None] = _nobody
 
@@ -158,6 +187,24 @@ class Fleet:
         if found is None:
             found = self._seen[name] = _Observed()
         return found
+
+    def group(self, name: str, members: Sequence[str]) -> None:
+        """`name` is a backend whose replicas are observed as `members`; none: it is one place."""
+        self._groups = {m: g for m, g in self._groups.items() if g is not self._seen.get(name)}
+        seen = tuple(map(self._of, members))
+        if not seen:
+            if isinstance(self._seen.get(name), _Group):
+                del self._seen[name]
+            return
+        group = self._seen.get(name)
+        if not isinstance(group, _Group) or group.members != seen:
+            group = self._seen[name] = _Group(seen)
+        self._groups.update(dict.fromkeys(members, group))
+
+    def _all(self, name: str) -> tuple[_Observed, ...]:
+        """What is observed of `name` is observed of: itself, and the backend it is a replica of."""
+        group = self._groups.get(name)
+        return (self._of(name),) if group is None else (self._of(name), group)
 
     def snapshot(self, names: Iterable[str], now: float) -> Snapshot:
         """The views of `names` as of `now` (monotonic seconds), immutable."""
@@ -173,34 +220,40 @@ class Fleet:
         shaky = {
             name: replace(view, circuit="half_open")
             for name, view in snapshot.items()
-            if view.circuit == "open" and self._of(name).breaker.shaky
+            if view.circuit == "open" and any(b.shaky for b in self._breakers(name))
         }
         return {**snapshot, **shaky} if shaky else None
 
     def may_send(self, name: str, now: float) -> bool:
         """Whether it may be tried now: since the decision its circuit may have opened, or someone
         else's request may have become the probe."""
-        breaker = self._of(name).breaker
-        return breaker.shaky or breaker.state(now) != "open"
+        return any(b.shaky or b.state(now) != "open" for b in self._breakers(name))
+
+    def _breakers(self, name: str) -> list[Breaker]:
+        seen = self._of(name)
+        return [m.breaker for m in seen.members] if isinstance(seen, _Group) else [seen.breaker]
 
     # --- observations, from dispatch ---------------------------------------------------------
 
     def sending(self, name: str, now: float, patience_s: float) -> None:
-        seen = self._of(name)
-        seen.in_flight += 1
-        seen.breaker.sending(now, patience_s)
-        seen.changed()
+        for seen in self._all(name):
+            seen.in_flight += 1
+            seen.changed()
+        self._of(name).breaker.sending(now, patience_s)
 
     def answering(self, name: str) -> None:
         """The first content of an attempt is here."""
-        seen = self._of(name)
-        seen.breaker.answered()
-        seen.changed()
+        self._of(name).breaker.answered()
+        self._changed(name)
 
     def ended(self, name: str) -> None:
-        seen = self._of(name)
-        seen.in_flight -= 1
-        seen.changed()
+        for seen in self._all(name):
+            seen.in_flight -= 1
+            seen.changed()
+
+    def _changed(self, name: str) -> None:
+        for seen in self._all(name):
+            seen.changed()
 
     def succeeded(
         self,
@@ -215,17 +268,17 @@ class Fleet:
     ) -> None:
         """An attempt ended well. `cached_tokens` as the backend reported it, None where it did not;
         it tells of the backend's cache where the session was `pinned` there."""
-        seen = self._of(name)
-        seen.breaker.success(now)
-        if ttft_ms is not None:
-            seen.ttft.add(now, ttft_ms, prompt_tokens)
-        if tpot_ms is not None:
-            seen.tpot.add(now, tpot_ms)
-        if pinned and cached_tokens is not None and prompt_tokens:
-            seen.cached.add(now, cached_tokens, prompt_tokens)
-        seen.sampled()
-        if seen.view.circuit != "closed":
-            seen.changed()
+        self._of(name).breaker.success(now)
+        for seen in self._all(name):
+            if ttft_ms is not None:
+                seen.ttft.add(now, ttft_ms, prompt_tokens)
+            if tpot_ms is not None:
+                seen.tpot.add(now, tpot_ms)
+            if pinned and cached_tokens is not None and prompt_tokens:
+                seen.cached.add(now, cached_tokens, prompt_tokens)
+            seen.sampled()
+            if seen.view.circuit != "closed":
+                seen.changed()
 
     def failed(
         self, name: str, now: float, *, busy: bool = False, retry_after_s: float | None = None
@@ -234,7 +287,7 @@ class Fleet:
         seen = self._of(name)
         wait_s = None if retry_after_s is None else min(retry_after_s, COOL_S_MAX)
         opened = seen.breaker.failure(now, busy=busy, wait_s=wait_s)
-        seen.changed()
+        self._changed(name)
         if wait_s is not None:
             seen.cooling_until = max(seen.cooling_until, now + wait_s)
             self.on_cooled(name, wait_s)
@@ -242,9 +295,8 @@ class Fleet:
             self.on_opened(name)
 
     def abandoned(self, name: str) -> None:
-        seen = self._of(name)
-        seen.breaker.abandoned()
-        seen.changed()
+        self._of(name).breaker.abandoned()
+        self._changed(name)
 
     def in_flight(self) -> dict[str, int]:
         return {name: seen.in_flight for name, seen in self._seen.items()}
@@ -256,7 +308,7 @@ class Fleet:
         if healthy and not seen.healthy:
             seen.breaker.hasten()
         if healthy is not seen.healthy:
-            seen.changed()
+            self._changed(name)
         seen.healthy = healthy
 
     def reported(
@@ -267,7 +319,7 @@ class Fleet:
         seen = self._of(name)
         seen.queue, seen.read_until = queue, now + READING_S_MAX
         seen.kv_used = None if kv_used is None else round(kv_used, 3)
-        seen.changed()
+        self._changed(name)
 
     def cooled(self, name: str, now: float, seconds: float) -> None:
         """Another worker was asked by the backend to leave it alone for `seconds` from now.
@@ -280,7 +332,7 @@ class Fleet:
             until = min(until + HEARSAY_S, now + COOL_S_MAX)
             seen.cooling_until = until
             seen.breaker.hold(until)
-            seen.changed()
+            self._changed(name)
 
     def suspect(self, name: str) -> None:
         """Another worker's circuit opened by a run of failures."""

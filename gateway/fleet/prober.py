@@ -26,11 +26,12 @@ async def probe_once(
         try:
             await probe(backend)
         except UpstreamError:
-            fleet.probed(backend.name, healthy=False)
+            fleet.probed(backend.seen_as, healthy=False)
         else:
-            fleet.probed(backend.name, healthy=True)
+            fleet.probed(backend.seen_as, healthy=True)
 
-    await asyncio.gather(*(one(b) for b in backends if b.configured and b.health_path))
+    watched = [b for b in backends if b.configured and b.health_path]
+    await asyncio.gather(*(one(place) for b in watched for place in b.places))
 
 
 async def probe_forever(

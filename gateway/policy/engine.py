@@ -58,7 +58,9 @@ from gateway.domain.decision import (
     Rule,
     Snapshot,
 )
+from gateway.domain.engine import Need
 from gateway.domain.money import Rates, usd
+from gateway.policy.admission import Judged, Verdict, judge
 from gateway.policy.expressions import ExpressionFailed
 from gateway.policy.language import Affinity, By, Policy, Route
 from gateway.policy.scoring import KNOWN, REASONS, latency, misses
@@ -67,6 +69,7 @@ from gateway.policy.table import Plan, Row
 _UNSEEN = BackendView()
 _MIX, _MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1  # Fibonacci hashing
 _CANARY, _REGULAR, _SPILLED, _WITHHELD = range(4)  # turns
+_ADMITTED = Judged(Verdict.ADMIT)
 
 
 class _Ranked(NamedTuple):
@@ -88,6 +91,7 @@ class _Ranked(NamedTuple):
     cost: int | None
     latency: float | None
     misses: tuple[str, ...]
+    patience_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,13 +201,22 @@ class Router:
                     broken = Rule.PRICE_UNKNOWN, f"a hard budget counts it, {_unknown(tier, 'its')}"
                 else:
                     broken = _unready(row, view, compared, price_max, tier)
+            judged = _ADMITTED
+            if broken is None and row.admission is not None:
+                need = Need(facts.prompt_tokens, facts.output_tokens)
+                judged = judge(view.rooms, need, facts.hits, row.admission)
+                if judged.verdict is Verdict.REFUSE:
+                    broken = Rule.ROOM, judged.detail
             if broken is not None:
                 excluded.append(Exclusion(row.target, *broken))
                 continue
             turn = _REGULAR
             if row.canary:
                 turn = _CANARY if in_share else _WITHHELD
-            if row.spills is not None and turn != _WITHHELD and _over(row.spills, view):
+            full = judged.verdict is Verdict.SPILL or (
+                row.spills is not None and _over(row.spills, view)
+            )
+            if full and turn != _WITHHELD:
                 turn = _SPILLED
             time = latency(view, facts)
             missed = misses(levels, view, facts, time) if levels else ()
@@ -224,6 +237,7 @@ class Router:
                     booked,
                     time,
                     missed,
+                    judged.patience_ms,
                 )
             )
         return ranked, excluded
@@ -340,8 +354,7 @@ def _choose(plan: Plan, facts: Facts, ranked: list[_Ranked]) -> str:
         ):
             _to_front(ranked, incumbent)
     # Whoever has spilled and would be before: it is the reason.
-    spill = route.behaviour.spill
-    if spill is not None and any(e.turn == _SPILLED and e[1:8] < ranked[0][1:8] for e in ranked):
+    if any(e.turn == _SPILLED and e[1:8] < ranked[0][1:8] for e in ranked):
         return "spill"
     return REASONS[route.by] if best.tier == 0 else "fallback"
 
@@ -412,6 +425,7 @@ def _cut(
                 latency_ms=entry.latency,
                 score=score,
                 misses=entry.misses,
+                patience_ms=entry.patience_ms,
             )
         )
     return tuple(order), tuple(cut)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from math import inf
 
-from gateway.domain.catalog import Alias, Catalog, Kind, Target
+from gateway.domain.catalog import Admission, Alias, Catalog, Kind, Target
 from gateway.domain.decision import Rule
 from gateway.domain.money import Rates
 from gateway.domain.request import Capability, Endpoint
@@ -51,6 +51,7 @@ class Row:
     groups: int
     canary: bool
     spills: tuple[float, float, float] | None  # from in flight, over queue, over KV cache
+    admission: Admission | None  # None: no engine of ours
 
 
 @dataclass(slots=True, eq=False)
@@ -138,6 +139,7 @@ def _row(place: int, target: Target, route: Route, catalog: Catalog, rates: Rate
         groups=sum(1 << bit for bit, e in enumerate(catalog.equivalences) if target in e.targets),
         canary=route.canary is not None and backend.name in route.canary.backends,
         spills=_thresholds(spill, slots) if own and spill is not None else None,
+        admission=None if backend.engine is None else backend.engine.admission,
     )
 
 

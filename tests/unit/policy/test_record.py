@@ -32,7 +32,7 @@ targets = st.builds(Target, st.sampled_from(NAMES), st.sampled_from(["m", "org/m
 counts = st.none() | st.integers(0, 10**6)
 rooms = st.builds(
     Room,
-    replica=words,
+    name=words,
     phase=st.sampled_from(Phase),
     open=st.booleans(),
     ready_in_s=st.none() | times,
