@@ -27,7 +27,7 @@ from gateway.attempt import Attempt, add_up, call, total_s_max, us
 from gateway.backends.base import Wire
 from gateway.classify import Classifier
 from gateway.domain.caller import Caller
-from gateway.domain.catalog import Backend, Catalog, Target
+from gateway.domain.catalog import Alias, Backend, Catalog, Target
 from gateway.domain.decision import Candidate, Decision, Facts, Rule, Snapshot
 from gateway.domain.decision import record as decision_record
 from gateway.domain.engine import Need, Phase
@@ -55,6 +55,7 @@ from gateway.fleet.canary import Canaries
 from gateway.fleet.entrance import Entrance, Ticket
 from gateway.fleet.history import OutputHistory
 from gateway.fleet.observed import Fleet
+from gateway.fleet.prefixes import NO_CHAIN, Chain, chain_of
 from gateway.ledger.prices import PriceBook
 from gateway.limits import (
     NOTHING,
@@ -75,6 +76,7 @@ from gateway.telemetry import Telemetry
 log = logging.getLogger("weighbridge")
 
 SHADOWS_MAX = 32  # copies under way in one worker; more are not sent
+_PINNED = 0.5  # of a conversation's prompt, taken to be cached where nothing was measured yet
 SHARE_OF = 10_000  # shares are decided in this many parts
 
 
@@ -126,9 +128,11 @@ class Trip:
     privacy: int = 0
     session: str | None = None
     pinned: Target | None = None
+    pinned_to: Target | None = None  # the same, but for the replica
     admission: Admission = NOTHING
     route: Route | None = None
     need: Need = Need(0, 0)
+    chain: Chain = NO_CHAIN
     hits: Mapping[str, int] = field(default_factory=dict)
     sent: list[tuple[int, str, int, int]] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
@@ -315,10 +319,13 @@ class Dispatch:
             caller, floor=alias.privacy_floor, asked=privacy, document=request.document
         )
         record.privacy_class = rules.catalog.privacy_classes[trip.privacy]
-        await self._recall_and_hold(trip, session, fixed=len(alias.targets) < 2)
+        only = rules.catalog.backends[alias.targets[0].backend] if len(alias.targets) == 1 else None
+        fixed = only is not None and len(only.places) == 1  # nowhere else it could go
+        await self._recall_and_hold(trip, session, fixed=fixed)
         now = self.now()
         snapshot = self.fleet.snapshot((t.backend for t in alias.targets), now)
         snapshot = self.entrance.rooms.into(snapshot, now)
+        self._expect_hits(trip, alias, snapshot)
         facts = self._facts(trip, snapshot)
         trip.need = Need(facts.prompt_tokens, facts.output_tokens)
         decision = rules.router.decide(facts, snapshot)
@@ -343,7 +350,7 @@ class Dispatch:
     async def _recall_and_hold(self, trip: Trip, session: str | None, *, fixed: bool) -> None:
         """Where the session was, and room in every limit: both are asked in one round trip.
 
-        `fixed`: there is one target, so nothing to remember. Raises RateLimited, BudgetSpent.
+        `fixed`: there is one place, so nothing to remember. Raises RateLimited, BudgetSpent.
         """
         caller, request, rules = trip.caller, trip.request, trip.rules
         assert caller is not None
@@ -354,7 +361,9 @@ class Dispatch:
         try:
             if session is not None and affinity is not None and not fixed:
                 trip.session = trip.record.session = session
-                trip.pinned = await self.sessions.recall(session, affinity.idle_s)
+                trip.pinned_to = trip.pinned = await self.sessions.recall(session, affinity.idle_s)
+                if trip.pinned is not None and "#" in trip.pinned.backend:
+                    trip.pinned = Target(trip.pinned.backend.partition("#")[0], trip.pinned.model)
             if waiting is not None:
                 trip.admission = await waiting
         except BaseException:
@@ -364,6 +373,26 @@ class Dispatch:
         if trip.admission.refused is not None:
             trip.record.decision = refusal_record(trip.admission)
             raise refusal(trip.admission, self.clock.wall())
+
+    def _expect_hits(self, trip: Trip, alias: Alias, snapshot: Snapshot) -> None:
+        """What of the prompt is in the KV cache of which of our engines."""
+        rooms, request, catalog = self.entrance.rooms, trip.request, trip.rules.catalog
+        engines = [target.backend for target in alias.targets if target.backend in rooms]
+        if not engines or request is None or trip.caller is None:
+            return
+        salted = any((e := catalog.backends[n].engine) and e.cache_salt for n in engines)
+        salt = trip.caller.key_id if salted else ""
+        trip.chain = chain_of(request.document, alias.name, salt)
+        hits = rooms.hits(engines, trip.chain, request.prompt_tokens)
+        pinned = trip.pinned_to
+        if pinned is not None and pinned.backend in rooms.places and pinned.backend not in hits:
+            # Another worker sent it there; how much is left of it, what was seen of others tells.
+            assert trip.pinned is not None
+            share = snapshot[trip.pinned.backend].cached_share
+            hits[pinned.backend] = int(
+                request.prompt_tokens * (_PINNED if share is None else share)
+            )
+        trip.hits = hits
 
     def _facts(self, trip: Trip, snapshot: Snapshot) -> Facts:
         request, caller, record = trip.request, trip.caller, trip.record
@@ -466,13 +495,15 @@ class Dispatch:
         if name not in self.entrance.rooms:
             return None
         backend, tried = trip.rules.catalog.backends[name], self._tried(trip, name)
-        return await self.entrance.enter(
+        ticket = await self.entrance.enter(
             backend,
             trip.need,
             trip.hits,
             patience_s=candidate.patience_ms / 1000,
             avoid=tried if len(tried) < len(backend.places) else frozenset(),
         )
+        ticket.sent(trip.chain)
+        return ticket
 
     def _budgets_of(self, rules: Rules, route: Route) -> _Budgets:
         """Per route, for as long as the same policy is in force."""
@@ -720,6 +751,8 @@ class Dispatch:
             self.fleet.ended(name)
         record.backend, record.model = attempt.target.backend, attempt.target.model
         usage = attempt.weigh(trip.rates(attempt.target))
+        if attempt.ticket is not None and usage.reported:
+            attempt.ticket.cached(usage.cached)
         tpot_ms = None
         if progress.first and answer.streamed:  # a whole answer's first byte says nothing of TTFT
             record.ttft_us = us(progress.first - trip.started)
@@ -745,10 +778,11 @@ class Dispatch:
             )
             if trip.caller is not None and record.alias is not None:
                 self.outputs.learn(record.alias, trip.caller.key_id, usage.output)
-            if trip.session is not None and attempt.target != trip.pinned:
+            at = Target(name, attempt.target.model)
+            if trip.session is not None and at != trip.pinned_to:
                 affinity = trip.rules.policy.behaviour.affinity
                 assert affinity is not None
-                self.sessions.remember(trip.session, attempt.target, affinity.idle_s)
+                self.sessions.remember(trip.session, at, affinity.idle_s)
         elif outcome is Outcome.CANCELLED:
             self.fleet.abandoned(name)
         else:

@@ -20,6 +20,7 @@ from gateway.domain.catalog import Backend
 from gateway.domain.engine import Need
 from gateway.domain.errors import NoRoom
 from gateway.fleet.observed import Fleet
+from gateway.fleet.prefixes import Chain
 from gateway.fleet.rooms import Holding, Place, Rooms
 from gateway.policy.replicas import choose
 from gateway.runtime import Clock
@@ -39,6 +40,15 @@ class Ticket:
     def answered(self) -> None:
         """The first token is here: its prompt is computed."""
         self._held.prefill_tokens = 0
+
+    def sent(self, chain: Chain) -> None:
+        """It is asked to compute this prompt, and will have it in its cache."""
+        self._place.prefixes.add(chain)
+
+    def cached(self, tokens: int) -> None:
+        """So much of the prompt it found in its cache."""
+        if self.hit_tokens:
+            self._place.prefixes.heard(as_expected=tokens >= self.hit_tokens // 2)
 
     def leave(self) -> None:
         """The attempt ended."""

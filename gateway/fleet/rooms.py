@@ -14,6 +14,7 @@ from gateway.domain.catalog import Backend, Engine
 from gateway.domain.decision import Snapshot
 from gateway.domain.engine import Need, Phase, Reading, Room
 from gateway.fleet.observed import Fleet
+from gateway.fleet.prefixes import TOKENS_A_BLOCK, Chain, Prefixes
 
 READING_S_MAX = 5.0  # older ones say nothing of the load any more
 
@@ -32,7 +33,9 @@ class Holding:
 class Place:
     """One replica. Tokens and counts are this worker's own."""
 
-    __slots__ = ("backend", "engine", "holdings", "phase", "ramp", "reading", "ready_in_s")
+    __slots__ = (
+        *("backend", "engine", "holdings", "phase", "prefixes", "ramp", "reading", "ready_in_s"),
+    )
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -42,6 +45,7 @@ class Place:
         self.phase = Phase.WARM
         self.ready_in_s: float | None = None
         self.ramp = 1.0
+        self.prefixes = Prefixes()
 
     def hold(self, need: Need, hit_tokens: int, now: float) -> Holding:
         """Set room aside for a request that is about to be sent."""
@@ -57,6 +61,7 @@ class Place:
         stated = self.engine.running_max or (None if reading is None else reading.running_max)
         free = None
         if size is not None:
+            self.prefixes.size = size // TOKENS_A_BLOCK
             taken = sum(held.kv_tokens for held in self.holdings)
             if reading is not None and fresh and reading.kv_used is not None:
                 unseen = sum(held.kv_tokens for held in self.holdings if held.at > reading.at)
@@ -104,6 +109,16 @@ class Rooms:
 
     def __contains__(self, backend: str) -> bool:
         return backend in self._of
+
+    def hits(self, backends: Iterable[str], chain: Chain, prompt_tokens: int) -> dict[str, int]:
+        """The prompt tokens each replica of `backends` is believed to have cached, if any."""
+        found = {}
+        for backend in backends:
+            for place in self._of.get(backend, ()):
+                matched = place.prefixes.match(chain)
+                if matched:
+                    found[place.backend.seen_as] = chain.tokens(matched, prompt_tokens)
+        return found
 
     def into(self, snapshot: Snapshot, now: float) -> Snapshot:
         """`snapshot` with the rooms of those that have engines."""
