@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -12,7 +12,7 @@ from gateway.backends.base import Call, Piece
 from gateway.classify import Classifier, Pool
 from gateway.dispatch import Answer, Dispatch, Rules, Trip
 from gateway.domain.caller import Caller
-from gateway.domain.catalog import Alias, Backend, Catalog, Kind, Model, Target
+from gateway.domain.catalog import Alias, Backend, Catalog, Engine, Kind, Model, Target
 from gateway.domain.errors import GatewayError, UpstreamBroken, UpstreamError
 from gateway.domain.limit import Limit
 from gateway.domain.money import Rates
@@ -85,7 +85,7 @@ class ScriptedWire:
 
     async def open(self, call: Call) -> ScriptedReply:
         self.calls.append(call)
-        script = self.scripts[call.backend.name]
+        script = self.scripts[call.backend.seen_as]
         if script.before is not None:
             raise script.before
         self.replies.append(ScriptedReply(script, self.clock))
@@ -129,26 +129,32 @@ def build(
     prices: Mapping[str, Decimal] | None = None,
     limits: tuple[Limit, ...] = (),
     clock: ManualClock | None = None,
+    engine: Engine | None = None,
     **fields: Any,
 ) -> tuple[Dispatch, ScriptedWire, Kept]:
     """Backends `a`, `b`, ... behind the alias `chat`; `fields` are the model's.
 
-    `prices`: input price of a backend, where it is not 1; those left out have none.
+    `prices`: input price of a backend, where it is not 1; those left out have none. A script for
+    `own#x` is a replica's: `own` is a backend of ours with those replicas and that `engine`.
     """
     clock = clock or ManualClock()
     model = Model(name="m", capabilities=frozenset({Capability.TOOLS}), **fields)
-    backends = {
-        name: Backend(
+    backends: dict[str, Backend] = {}
+    for seen_as in scripts:
+        name, _, replica = seen_as.partition("#")
+        plain = Backend(
             name=name,
-            kind=Kind.CLOSED_API,
+            kind=Kind.SELF_HOSTED if replica else Kind.CLOSED_API,
             wire="scripted",
-            base_url="http://127.0.0.1",
+            base_url=f"http://127.0.0.1/{replica}",
             models={"m": model},
             clearance=1,
+            engine=engine if replica else None,
         )
-        for name in scripts
-    }
-    targets = tuple(Target(name, "m") for name in scripts)
+        before = backends.get(name, plain)
+        one = (replace(plain, replica=replica),) if replica else ()
+        backends[name] = replace(before, replicas=before.replicas + one)
+    targets = tuple(Target(name, "m") for name in backends)
     catalog = Catalog(
         privacy_classes=CLASSES,
         backends=backends,
@@ -165,7 +171,7 @@ def build(
         routes=(Route(name="default", behaviour=behaviour, **(route or {})),),
         digest="d" * 64,
     )
-    inputs = dict.fromkeys(scripts, Decimal(1)) if prices is None else prices
+    inputs = dict.fromkeys(backends, Decimal(1)) if prices is None else prices
     rates = {
         Target(name, "m"): Rates(id="r", input=price, output=Decimal(2))
         for name, price in inputs.items()
@@ -194,6 +200,7 @@ def build(
         in_flight_max=100,
         gate=LocalGate(clock) if limits else Unlimited(),
     )
+    dispatch.entrance.adopt(backends.values())
     return dispatch, wire, kept
 
 
@@ -216,9 +223,8 @@ def request(**fields: Any) -> ModelRequest:
 
 async def begin(dispatch: Dispatch, **fields: Any) -> tuple[Trip, Answer]:
     trip = dispatch.arrive("chat/completions")
-    answer = await dispatch.answer(
-        trip, CALLER, request(**fields), privacy=None, session=fields.get("session")
-    )
+    session = fields.pop("session", None)
+    answer = await dispatch.answer(trip, CALLER, request(**fields), privacy=None, session=session)
     return trip, answer
 
 
