@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from gateway.domain.catalog import Target
-from gateway.domain.engine import Phase, Room
+from gateway.domain.engine import Need, Phase, Room
 from gateway.domain.request import Capability, Endpoint
 
 
@@ -53,6 +53,7 @@ class Facts:
     None for the standard one. `reverted` are the routes whose canary was taken back. `pinned` is
     the target the session last used, `incumbent` what this alias last went to.
     `hits` are the prompt tokens expected in the KV cache of a replica, by `Backend.seen_as`.
+    `need` is what it will take of an engine, on the careful side; None where none is asked.
     `bucket` (0..9999) is stable for a session: it decides who is in a share (canary).
     `tie_break` orders equals, derived from the request id so that load spreads and replays agree.
     """
@@ -78,6 +79,7 @@ class Facts:
     tie_break: int = 0
     service_tier: str | None = None
     hits: Mapping[str, int] = field(default_factory=dict)
+    need: Need | None = None
 
 
 class Tails(NamedTuple):
@@ -181,6 +183,7 @@ _view = attrgetter(
 _SELDOM = (
     *("key_id", "tags", "privacy", "stream", "cached_tokens"),
     *("spent", "priced_only", "reverted", "pinned", "incumbent", "service_tier", "hits"),
+    "need",
 )
 _seldom = attrgetter(*_SELDOM)
 _NO_TAILS = (None, None, None)
@@ -244,6 +247,8 @@ def _facts_out(facts: Facts) -> dict[str, object]:
 def _plain(value: Any) -> object:
     if isinstance(value, Target):
         return str(value)
+    if isinstance(value, Need):
+        return list(value)
     return sorted(value) if isinstance(value, frozenset) else dict(value)
 
 
@@ -270,6 +275,7 @@ def _facts_in(given: Mapping[str, Any]) -> Facts:
         tie_break=given.get("tie_break", 0),
         service_tier=given.get("service_tier"),
         hits=given.get("hits", {}),
+        need=Need(*given["need"]) if "need" in given else None,
     )
 
 
@@ -315,10 +321,17 @@ def _view_in(given: list[Any]) -> BackendView:
     )
 
 
+_ROOM_FLOATS = (
+    *("ready_in_s", "ramp", "prefill_tps", "tpot_ms"),
+    *("first_ms", "answer_s", "next_s"),
+)
+
+
 def _room(given: list[Any]) -> Room:
     known = dict(zip(Room._fields, given, strict=False))  # a newer version may know more
-    for name in ("ready_in_s", "ramp", "prefill_tps", "tpot_ms"):
+    for name in _ROOM_FLOATS:
         known[name] = _float(known.get(name, Room._field_defaults[name]))
+    known["queued"] = tuple(known.get("queued", ()))
     return Room(**{**known, "phase": Phase(known["phase"])})
 
 

@@ -57,8 +57,11 @@ class Room(NamedTuple):
     just come back may take. `in_flight` is our own count, exact; `in_flight_max` what it takes at
     once, learnt or stated. `kv_free` is what is left of `kv_tokens` once all that we have sent, and
     all that the engine reported, is taken off. `prefill_tokens` are prompt tokens of ours that
-    wait there for their first token, `prefill_tps` how many it computes a second. `waiting` is the
-    engine's own queue. `read_ms` is the age of its last reading. None: not known.
+    wait there for their first token, `prefill_tps` how many it computes a second, `first_ms` what a
+    first token takes beside that. `waiting` is the engine's own queue. `read_ms` is the age of its
+    last reading. `answer_s` is how long an answer keeps its room, `next_s` when the oldest should
+    end. `queued` are the tokens of those who wait here for the backend, by priority, the first to
+    be served first; nobody: empty. None: not known.
     """
 
     name: str
@@ -75,6 +78,10 @@ class Room(NamedTuple):
     prefill_tps: float | None = None
     tpot_ms: float | None = None
     read_ms: int | None = None
+    first_ms: float | None = None
+    answer_s: float | None = None
+    next_s: float | None = None
+    queued: tuple[int, ...] = ()
 
 
 class Need(NamedTuple):

@@ -21,7 +21,7 @@ from gateway.domain.decision import (
     recalled,
     record,
 )
-from gateway.domain.engine import Phase, Room
+from gateway.domain.engine import Need, Phase, Room
 from gateway.domain.request import Capability, Endpoint
 
 NAMES = ("a", "b", "c")
@@ -46,6 +46,10 @@ rooms = st.builds(
     prefill_tps=st.none() | times,
     tpot_ms=st.none() | times,
     read_ms=counts,
+    first_ms=st.none() | times,
+    answer_s=st.none() | times,
+    next_s=st.none() | times,
+    queued=st.lists(st.integers(0, 10**6), max_size=3).map(tuple),
 )
 view_fields = {
     "healthy": st.booleans(),
@@ -86,6 +90,7 @@ fact_fields = {
     "tie_break": st.integers(0, 2**64 - 1),
     "service_tier": st.none() | words.filter(bool),
     "hits": st.dictionaries(words, st.integers(0, 10**6), max_size=3),
+    "need": st.none() | st.builds(Need, st.integers(0, 10**6), st.integers(0, 10**6)),
 }
 all_views = st.builds(BackendView, **view_fields)
 all_facts = st.builds(Facts, **fact_fields)
