@@ -76,6 +76,10 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Alerts that reached a webhook (sent), or never will (dropped)",
         ("result",),
     ),
+    "weighbridge_fleet_events": (
+        "What happened to our own engines, as each worker saw it: straggler, stalls, crash, ...",
+        ("subject", "kind"),
+    ),
     "weighbridge_shadow_requests": (
         "Copies sent for comparison by how they ended; nobody is billed for them",
         ("backend", "outcome"),
@@ -88,6 +92,7 @@ _SELDOM = (
     "weighbridge_limit_alerts",
     "weighbridge_limit_overrun",
     "weighbridge_alert_deliveries",
+    "weighbridge_fleet_events",
     "weighbridge_shadow_requests",
     "weighbridge_usage_contradictions",
 )
@@ -266,6 +271,10 @@ class Telemetry:
     def alert_delivery(self, result: str) -> None:
         """An alert was `sent` to a webhook, or `dropped`."""
         self._happened("weighbridge_alert_deliveries", result)
+
+    def fleet_event(self, subject: str, kind: str) -> None:
+        """An event was told of a backend or one of its replicas."""
+        self._happened("weighbridge_fleet_events", subject, kind)
 
     def usage_contradiction(self, backend: str) -> None:
         """What a backend stated of one attempt's usage does not add up."""

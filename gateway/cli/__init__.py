@@ -14,6 +14,7 @@ from gateway import __version__
 from gateway.cli import bench, budgets, db, keys, policy, prices, report
 from gateway.cli.audit import audit
 from gateway.cli.demo import demo
+from gateway.cli.events import events
 from gateway.cli.init import init
 from gateway.cli.routes import routes
 from gateway.cli.serve import serve
@@ -47,6 +48,7 @@ app.command()(demo)
 app.command()(serve)
 app.command()(routes)
 app.command()(audit)
+app.command()(events)
 app.command("bench")(bench.bench)
 app.add_typer(keys.app, name="keys")
 app.add_typer(policy.app, name="policy")

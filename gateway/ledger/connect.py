@@ -31,7 +31,7 @@ from gateway.domain.errors import StoreUnavailable
 from gateway.ledger.tables import keys
 from gateway.settings import bundled
 
-SCHEMA = "0004"  # the migration this code was written for
+SCHEMA = "0005"  # the migration this code was written for
 
 _ADVISORY_LOCK = 0x77656967  # "weig": any number, the same in every worker
 _CONNECT_S_MAX = 5.0

@@ -53,6 +53,7 @@ from gateway.ledger.tables import (
     attempts,
     bundles,
     corrections,
+    fleet_events,
     keys,
     metadata,
     other_meter_hours,
@@ -88,6 +89,7 @@ __all__ = [
     "bundles",
     "corrections",
     "current",
+    "fleet_events",
     "keys",
     "metadata",
     "normalise",
@@ -343,6 +345,14 @@ class Store:
     async def prune(self, due: Due, *, now_us: int) -> None:
         """Delete what is due. Raises StoreUnavailable."""
         await upkeep.prune(self._engine, due, now_us=now_us)
+
+    # --- the fleet -------------------------------------------------------------------------------
+
+    async def add_fleet_events(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append; those already there are left. Raises RowsRefused, StoreUnavailable."""
+        async with self._begin() as connection:
+            insert = _INSERT[connection.dialect.name](fleet_events).on_conflict_do_nothing()
+            await connection.execute(insert, [dict(row) for row in rows])
 
     # --- keys ---------------------------------------------------------------------------------
 

@@ -377,3 +377,15 @@ corrections = sa.Table(
     sa.Column("cost_nano_usd", sa.BigInteger, nullable=False),
     sa.Column("delta_nano_usd", sa.BigInteger, nullable=False),
 )
+
+# What happened to our engines: see `fleet.events`. Appended only.
+fleet_events = sa.Table(
+    "fleet_events",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("at_us", sa.BigInteger, nullable=False, index=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),  # a backend or backend#replica
+    sa.Column("source", sa.Text, nullable=False),  # the worker that says so
+    sa.Column("figures", _Json, nullable=False),
+)
